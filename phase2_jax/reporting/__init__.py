@@ -1,0 +1,1 @@
+"""Pictures and reports made from the files a run leaves in its work directory."""
