@@ -1,0 +1,1 @@
+"""The physics of the model as pure functions on arrays."""

@@ -1,0 +1,17 @@
+"""Settings every test shares."""
+
+import jax
+import pytest
+from hypothesis import settings
+
+# Tests repeat exactly: the examples are derived from the test itself, none are remembered between runs, and no deadline
+# depends on how busy the machine is (the first example of each shape compiles).
+settings.register_profile("repeatable", derandomize=True, database=None, deadline=None, max_examples=25)
+settings.load_profile("repeatable")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    gpu_items = [item for item in items if item.get_closest_marker("gpu")]
+    if gpu_items and jax.default_backend() != "gpu":
+        for item in gpu_items:
+            item.add_marker(pytest.mark.skip(reason="JAX finds no GPU"))
