@@ -1,0 +1,1 @@
+"""Dissipative Hebbian memory: decay, write, read."""

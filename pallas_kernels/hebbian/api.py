@@ -1,0 +1,150 @@
+"""hebbian_scan and hebbian_step: argument checks and choice of the implementation."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from pallas_kernels import registry
+from pallas_kernels.hebbian import chunked, naive
+
+# Fastest first. A GPU kernel is one more entry, with a why_not that knows its devices, shapes and dtypes.
+IMPLEMENTATIONS: tuple[registry.Implementation, ...] = (
+    registry.Implementation("xla", chunked.scan, registry.runs_anywhere),
+    registry.Implementation("naive", naive.scan, registry.runs_anywhere),
+)
+
+
+def _refuse(condition: bool, message: str) -> None:
+    if condition:
+        raise ValueError(message)
+
+
+def _state_dtype(*arrays: jax.Array):
+    return jnp.float64 if any(x.dtype == jnp.float64 for x in arrays) else jnp.float32
+
+
+def _check_vectors(operation: str, q: jax.Array, k: jax.Array, v: jax.Array, layout: str) -> None:
+    rank = len(layout.split(","))
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        _refuse(x.ndim != rank, f"{operation}: {name} must be ({layout}), got shape {x.shape}")
+        _refuse(not jnp.issubdtype(x.dtype, jnp.floating), f"{operation}: {name} must be floating point, got {x.dtype}")
+        _refuse(0 in x.shape, f"{operation}: {name} has an empty axis, shape {x.shape}; every size must be at least 1")
+    _refuse(q.shape != k.shape, f"{operation}: q and k must have one shape, got {q.shape} and {k.shape}")
+    _refuse(
+        q.shape[:-1] != v.shape[:-1],
+        f"{operation}: v must agree with q in all axes but the last, got {v.shape} and {q.shape}",
+    )
+
+
+def _check_log_decay(operation: str, log_decay: jax.Array, shape: tuple[int, ...]) -> None:
+    _refuse(
+        log_decay.shape not in (shape, (*shape[:-1], 1)),
+        f"{operation}: log_decay must be {shape} or {(*shape[:-1], 1)}, got shape {log_decay.shape}",
+    )
+    _refuse(
+        log_decay.dtype not in (jnp.float32, jnp.float64),
+        f"{operation}: log_decay must be float32, got {log_decay.dtype}; half precision cannot hold slow decays",
+    )
+
+
+def _broadcast_eta(operation: str, eta: jax.Array | float, shape: tuple[int, ...], dtype) -> jax.Array:
+    eta = jnp.asarray(eta, dtype)
+    try:
+        return jnp.broadcast_to(eta, shape)
+    except ValueError as error:
+        raise ValueError(f"{operation}: eta of shape {eta.shape} does not broadcast to {shape}") from error
+
+
+def _check_reset(operation: str, reset: jax.Array, shape: tuple[int, ...]) -> None:
+    _refuse(reset.shape != shape, f"{operation}: reset must be {shape}, got shape {reset.shape}")
+    _refuse(reset.dtype != jnp.bool_, f"{operation}: reset must be bool, got {reset.dtype}")
+
+
+def hebbian_scan(
+    q_BxNxHxK: jax.Array,
+    k_BxNxHxK: jax.Array,
+    v_BxNxHxV: jax.Array,
+    log_decay: jax.Array,
+    eta: jax.Array | float,
+    initial_state: jax.Array | None = None,
+    *,
+    reset: jax.Array | None = None,
+    implementation: str | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """Dissipative Hebbian memory over a sequence: W_t = exp(log_decay_t) W_{t-1} + eta_t k_t v_t^T, y_t = W_t^T q_t.
+
+    Args:
+      q_BxNxHxK, k_BxNxHxK, v_BxNxHxV: queries, keys, values; bfloat16, float16, float32 or float64; N >= 1, V may differ
+        from K.
+      log_decay: (B, N, H), or (B, N, 1) for all heads alike; float32, finite, <= 0; minus (rate x time) per token.
+      eta: strength of the write, a float or anything that broadcasts to (B, N, H).
+      initial_state: (B, H, K, V), the memory before the first token; None is an empty one.
+      reset: (B, N) bool; True wipes the memory just before that token.
+      implementation: "naive", "xla", or None for the fastest that can run the call.
+
+    Returns:
+      y (B, N, H, V) in v's dtype, read after the write of the same token, and the final state (B, H, K, V) in float32.
+      With any of q, k, v in float64 everything is computed and returned in float64.
+
+    Differentiable in every floating argument, through both results.
+
+    Raises:
+      ValueError: for shapes or dtypes other than these, and for an implementation that cannot run the call.
+    """
+    name = "hebbian_scan"
+    _check_vectors(name, q_BxNxHxK, k_BxNxHxK, v_BxNxHxV, "B, N, H, K")
+    batch, num_tokens, heads, key_width = q_BxNxHxK.shape
+    gates = (batch, num_tokens, heads)
+    dtype = _state_dtype(q_BxNxHxK, k_BxNxHxK, v_BxNxHxV)
+    _check_log_decay(name, log_decay, gates)
+    if reset is not None:
+        _check_reset(name, reset, gates[:2])
+    state_shape = (batch, heads, key_width, v_BxNxHxV.shape[-1])
+    if initial_state is None:
+        initial_state = jnp.zeros(state_shape, dtype)
+    _refuse(
+        initial_state.shape != state_shape,
+        f"{name}: initial_state must be {state_shape}, got shape {initial_state.shape}",
+    )
+    eta_BxNxH = _broadcast_eta(name, eta, gates, dtype)
+    problem = registry.Problem(
+        device=registry.default_device(),
+        shapes={"q": q_BxNxHxK.shape, "v": v_BxNxHxV.shape},
+        dtypes={"q": q_BxNxHxK.dtype, "k": k_BxNxHxK.dtype, "v": v_BxNxHxV.dtype, "state": dtype},
+        options={"reset": reset is not None},
+    )
+    chosen = registry.choose(name, IMPLEMENTATIONS, implementation, problem)
+    log_decay_BxNxH = jnp.broadcast_to(log_decay.astype(dtype), gates)
+    return chosen.run(q_BxNxHxK, k_BxNxHxK, v_BxNxHxV, log_decay_BxNxH, eta_BxNxH, initial_state.astype(dtype), reset)
+
+
+def hebbian_step(
+    q_BxHxK: jax.Array,
+    k_BxHxK: jax.Array,
+    v_BxHxV: jax.Array,
+    log_decay_BxH: jax.Array,
+    eta_BxH: jax.Array | float,
+    state_BxHxKxV: jax.Array,
+    *,
+    reset_B: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """One token of hebbian_scan, for decoding: y (B, H, V) in v's dtype and the new state in the given state's dtype.
+
+    log_decay may be (B, 1) and eta anything that broadcasts to (B, H); reset_B bool wipes the memory before the token.
+
+    Raises:
+      ValueError: for other shapes or dtypes.
+    """
+    name = "hebbian_step"
+    _check_vectors(name, q_BxHxK, k_BxHxK, v_BxHxV, "B, H, K")
+    gates = q_BxHxK.shape[:2]
+    dtype = _state_dtype(state_BxHxKxV)
+    _check_log_decay(name, log_decay_BxH, gates)
+    if reset_B is not None:
+        _check_reset(name, reset_B, gates[:1])
+    state_shape = (*q_BxHxK.shape, v_BxHxV.shape[-1])
+    _refuse(state_BxHxKxV.shape != state_shape, f"{name}: state must be {state_shape}, got shape {state_BxHxKxV.shape}")
+    log_decay_BxH = jnp.broadcast_to(log_decay_BxH.astype(dtype), gates)
+    eta_BxH = _broadcast_eta(name, eta_BxH, gates, dtype)
+    return naive.step(q_BxHxK, k_BxHxK, v_BxHxV, log_decay_BxH, eta_BxH, state_BxHxKxV.astype(dtype), reset_B)

@@ -1,0 +1,81 @@
+"""Decays between the positions of a chunk, without cancellation.
+
+The decay from position j to i is exp(a_{j+1} + ... + a_i). As a difference of cumulative sums it loses everything the
+large terms before j rounded away: after thirty steps of 50 a float32 sum is known to 1e-4, and so would be every later
+decay. Here each a is cut in two at a fixed power of two, a = high + low. The high parts are multiples of that quantum and
+bounded, so their cumulative sums, and the differences of those, are exact in the float format; the low parts are smaller
+than the quantum, so their sums err by less than 1e-8. A step below the floor (where exp is zero in the format anyway)
+counts as the floor, which is what bounds the high parts.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+class ChunkDecays(NamedTuple):
+    """Decay factors of M chunks of C positions, all in [0, 1]; resets inside the chunk are already cut out.
+
+    between_BxHxMxCxC[..., i, j] from position j to i (0 for j > i and across a reset); from_entry_BxHxMxC from before the
+    chunk to position i; to_exit_BxHxMxC from j to the chunk's end; log_whole_BxHxM the log decay over the whole chunk;
+    survives_BxM whether the incoming state reaches the chunk's end (None without resets).
+    """
+
+    between_BxHxMxCxC: jax.Array
+    from_entry_BxHxMxC: jax.Array
+    to_exit_BxHxMxC: jax.Array
+    log_whole_BxHxM: jax.Array
+    survives_BxM: jax.Array | None
+
+
+def split_sums(log_decay: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Cumulative sums along the last axis as an exact high part and a small low part (see the module)."""
+    dtype = log_decay.dtype
+    info = jnp.finfo(dtype)
+    # exp(floor) is below half the smallest subnormal: exactly zero. 128 for float32, 1024 for float64.
+    floor = 2.0 ** math.ceil(math.log2(-math.log(float(info.smallest_subnormal)) + 1))
+    # The largest sum, floor * C, still has to be a whole number of quanta that the mantissa holds.
+    quantum = 2.0 ** (math.ceil(math.log2(floor * log_decay.shape[-1])) - info.nmant - 1)
+    clipped = jnp.maximum(log_decay, -floor)
+    high = jnp.ceil(clipped / quantum) * quantum
+    return jnp.cumsum(high, axis=-1), jnp.cumsum(clipped - high, axis=-1)
+
+
+def chunk_decays(log_decay_BxHxMxC: jax.Array, reset_BxMxC: jax.Array | None) -> ChunkDecays:
+    """All decays of every chunk from the log decays (<= 0) of its tokens and the resets before them."""
+    high, low = split_sums(log_decay_BxHxMxC)
+    chunk = log_decay_BxHxMxC.shape[-1]
+    reached = jnp.tril(jnp.ones((chunk, chunk), bool))
+    log_between = (high[..., :, None] - high[..., None, :]) + (low[..., :, None] - low[..., None, :])
+    log_from_entry = high + low
+    log_to_exit = (high[..., -1:] - high) + (low[..., -1:] - low)
+    survives = None
+    if reset_BxMxC is not None:
+        document_BxMxC = jnp.cumsum(reset_BxMxC, axis=-1)
+        same = document_BxMxC[..., :, None] == document_BxMxC[..., None, :]
+        reached = reached & same[:, None]
+        survives = document_BxMxC[..., -1] == 0
+        log_from_entry = jnp.where((document_BxMxC == 0)[:, None], log_from_entry, -jnp.inf)
+        log_to_exit = jnp.where((document_BxMxC == document_BxMxC[..., -1:])[:, None], log_to_exit, -jnp.inf)
+    return ChunkDecays(
+        # Masked before exp: above the diagonal the sums are positive and exp would overflow.
+        between_BxHxMxCxC=jnp.exp(jnp.where(reached, jnp.minimum(log_between, 0), -jnp.inf)),
+        from_entry_BxHxMxC=jnp.exp(jnp.minimum(log_from_entry, 0)),
+        to_exit_BxHxMxC=jnp.exp(jnp.minimum(log_to_exit, 0)),
+        log_whole_BxHxM=(high + low)[..., -1],
+        survives_BxM=survives,
+    )
+
+
+def decayed(log_decay: jax.Array, x: jax.Array) -> jax.Array:
+    """exp(log_decay) x, as x + expm1(log_decay) x where the decay is slow.
+
+    exp of a small number rounds towards one by up to 3e-8 in float32, the same way in every step of a slow constant
+    decay; over thousands of steps that would add up. expm1 has no such bias.
+    """
+    slow = log_decay > -0.5
+    return jnp.where(slow, x + jnp.expm1(jnp.where(slow, log_decay, 0)) * x, jnp.exp(log_decay) * x)

@@ -1,0 +1,1 @@
+"""Resolvent of a tridiagonal non-Hermitian Hamiltonian, by continued fractions."""
