@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from phase2_jax.data.config import DataConfig
-from phase2_jax.data.documents import has_wikitext_articles, hold_back, shipped_documents, split_text
+from phase2_jax.data.documents import hold_back, is_wikitext, shipped_documents, split_text
 from phase2_jax.data.huggingface import load_rows
 from phase2_jax.data.reading import list_files, read_texts
 from phase2_jax.data.tokenizers import Tokenizer, make_tokenizer
@@ -128,19 +128,18 @@ def _split_files(files: list[Path], config: DataConfig, option: str) -> Iterator
 def _rows_to_documents(rows: list[str], config: DataConfig) -> list[str]:
     """Each row is a document, unless the rows are the lines of a WikiText file or a separator is given."""
     lines = "".join(row if row.endswith("\n") else row + "\n" for row in rows)
-    wikitext = split_text(lines, config.format, config.document_separator)
-    if len(wikitext) > 1 or config.format == "wikitext" or config.document_separator:
-        _check_documents([lines], config, "data.dataset")
-        return wikitext
+    _check_documents([lines], config, "data.dataset")
+    if config.document_separator or is_wikitext(lines, config.format):
+        return split_text(lines, config.format, config.document_separator)
     return [row for row in rows if row]
 
 
 def _check_documents(texts: list[str], config: DataConfig, option: str) -> None:
     """Refuses a separator or a format that matches nothing: the memory would run through all documents unnoticed."""
     separator = config.document_separator
-    if separator and option == "data.path" and not any(separator in text for text in texts):
+    if separator and option != "data.valid_path" and not any(separator in text for text in texts):
         raise UserError(f"data.document_separator={separator!r} does not occur in {option}: check it, or leave it out")
-    if config.format == "wikitext" and not any(map(has_wikitext_articles, texts)):
+    if config.format == "wikitext" and not any(is_wikitext(text, "wikitext") for text in texts):
         raise UserError(f"data.format='wikitext', but {option} has no title line ' = Title = ': use data.format='text'")
 
 

@@ -38,16 +38,19 @@ def split_text(text: str, format: str, separator: str) -> list[str]:
     """
     if separator:
         return _split_at_separator(text, separator)
-    if format == "wikitext" or (format == "auto" and _starts_like_wikitext(text)):
+    if is_wikitext(text, format):
         starts = [match.start("title") for match in _WIKITEXT_TITLE.finditer(text)]
         # What stands before the first title (an empty line, in WikiText) goes with the first article.
         return _cut(text, [0, *starts[1:]])
     return [text]
 
 
-def has_wikitext_articles(text: str) -> bool:
-    """Whether at least one article title is found."""
-    return _WIKITEXT_TITLE.search(text) is not None
+def is_wikitext(text: str, format: str) -> bool:
+    """Whether `text` is to be cut into articles: it has a title at all ("wikitext") or begins with one ("auto")."""
+    match = _WIKITEXT_TITLE.search(text)
+    if match is None or format == "text":
+        return False
+    return format == "wikitext" or not text[: match.start("title")].strip()
 
 
 def hold_back(documents: list[str], fraction: float, *, whole: bool = True) -> tuple[list[str], list[str]]:
@@ -77,11 +80,6 @@ def _hold_back_whole(documents: list[str], fraction: float) -> tuple[list[str], 
         held += len(document) if fits else 0
         (valid if fits else train).append(document)
     return train, valid
-
-
-def _starts_like_wikitext(text: str) -> bool:
-    match = _WIKITEXT_TITLE.search(text)
-    return match is not None and not text[: match.start("title")].strip()
 
 
 def _split_at_separator(text: str, separator: str) -> list[str]:

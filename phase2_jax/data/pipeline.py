@@ -18,7 +18,7 @@ Batch = dict[str, np.ndarray]
 that token."""
 
 NOT_SCORED = -1
-# The tokens lie in memory and a batch takes about half a millisecond: one thread hides it behind the step, more contend.
+# The tokens lie in memory and a batch takes under a millisecond: one thread hides it behind the step, more contend.
 _READ_OPTIONS = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
 # Separate streams of chance for the two uses of one seed.
 _SHUFFLE_STREAM, _FRESH_STREAM = 0, 1
@@ -47,10 +47,10 @@ def train_dataset(
     """Endless batches with random access: element k is the batch of global step k (0-based).
 
     streams: row b of consecutive batches runs through its own contiguous share of the text, so the last label of a
-    window is the first token of the next. reset is True where a document begins, at every row's first token of an epoch,
-    and, for a `fresh_state_fraction` of the rows, at a window's start.
-    windows: windows of N tokens in an order shuffled anew every epoch; reset is True at their start and where a document
-    begins.
+    window is the first token of the next. reset is True where a document begins, at every row's first token of an
+    epoch, and, for a `fresh_state_fraction` of the rows, at a window's start.
+    windows: windows of N tokens in an order shuffled anew every epoch; reset is True at their start and where a
+    document begins.
 
     Raises:
       UserError: the text is shorter than one batch, or a size or the seed is out of range.
@@ -83,7 +83,7 @@ def train_iterator(dataset: grain.MapDataset[Batch], start_step: int = 0) -> gra
     handed out do not count. Call close() when done.
     """
     iterator = iter(dataset.to_iter_dataset(_READ_OPTIONS))
-    iterator.set_state({"next_index": start_step})
+    iterator.set_state({"next_index": int(start_step)})
     return iterator
 
 
