@@ -91,31 +91,35 @@ def encode_documents(tokenizer: Tokenizer, documents: list[str]) -> TokenStream:
 
 
 def _documents(config: DataConfig) -> tuple[list[str], list[str]]:
+    valid_files = _files(config.valid_path, "data.valid_path") if config.valid_path else []
+    train, valid = _training_text(config, valid_files)
+    if valid_files:
+        return train, list(_split_files(valid_files, config, "data.valid_path"))
+    if valid:
+        return train, valid
+    shipped = not config.path and not config.dataset
+    return hold_back(train, config.valid_fraction, whole=not shipped)
+
+
+def _training_text(config: DataConfig, valid_files: list[Path]) -> tuple[list[str], list[str]]:
+    """All training documents, and the validation documents of a data set that brings its own."""
     if config.dataset:
-        train, valid = (_rows_to_documents(rows, config) for rows in load_rows(config.dataset))
-        if config.valid_path:
-            valid = _valid_documents(config)
-        return (train, valid) if valid else hold_back(train, config.valid_fraction)
+        train, valid = load_rows(config.dataset)
+        return _rows_to_documents(train, config), _rows_to_documents(valid, config)
     if not config.path:
-        if config.valid_path:
-            return shipped_documents(), _valid_documents(config)
-        return hold_back(shipped_documents(), config.valid_fraction, whole=False)
-    files = list_files(Path(config.path), "data.path")
-    if not config.valid_path:
-        return hold_back(list(_split_files(files, config, "data.path")), config.valid_fraction)
-    valid_files = {file.resolve() for file in list_files(Path(config.valid_path), "data.valid_path")}
-    files = [file for file in files if file.resolve() not in valid_files]
+        return shipped_documents(), []
+    held_back = {file.resolve() for file in valid_files}
+    files = [file for file in _files(config.path, "data.path") if file.resolve() not in held_back]
     if not files:
         raise UserError(
             f"data.path={config.path!r} has no file that data.valid_path={config.valid_path!r} has not: "
             "give different text for validation, or leave data.valid_path empty"
         )
-    return list(_split_files(files, config, "data.path")), _valid_documents(config)
+    return list(_split_files(files, config, "data.path")), []
 
 
-def _valid_documents(config: DataConfig) -> list[str]:
-    files = list_files(Path(config.valid_path), "data.valid_path")
-    return list(_split_files(files, config, "data.valid_path"))
+def _files(path: str, option: str) -> list[Path]:
+    return list_files(Path(path).expanduser(), option)
 
 
 def _split_files(files: list[Path], config: DataConfig, option: str) -> Iterator[str]:
@@ -127,6 +131,8 @@ def _split_files(files: list[Path], config: DataConfig, option: str) -> Iterator
 
 def _rows_to_documents(rows: list[str], config: DataConfig) -> list[str]:
     """Each row is a document, unless the rows are the lines of a WikiText file or a separator is given."""
+    if not rows:
+        return []
     lines = "".join(row if row.endswith("\n") else row + "\n" for row in rows)
     _check_documents([lines], config, "data.dataset")
     if config.document_separator or is_wikitext(lines, config.format):
