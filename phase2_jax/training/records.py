@@ -38,6 +38,7 @@ PER_LAYER_KEYS = (
     "energy",
     "energy_change",
     "coherence",
+    "overdamped_ratio",
 )
 PICTURE_KEYS = ("gamma_histogram", "gamma_heatmap")
 

@@ -1,0 +1,1 @@
+"""Dissipative Hebbian fast weights: pure functions on an explicit `MemoryState`."""

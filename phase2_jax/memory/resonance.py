@@ -1,0 +1,54 @@
+"""Memory resonance: fast weights seen in a unitary basis of zeta frequencies, weak modes faded out."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from phase2_jax.physics import zeta
+
+TINY = 1e-30
+
+
+def _forward(w_BxHxKxV: jax.Array, inverse_basis_KxK: np.ndarray) -> tuple[jax.Array, jax.Array]:
+    re_KxK, im_KxK = (jnp.asarray(part, w_BxHxKxV.dtype) for part in (inverse_basis_KxK.real, inverse_basis_KxK.imag))
+    rotate = lambda part_KxK: jnp.einsum("ik,bhkv->bhiv", part_KxK, w_BxHxKxV, precision="highest")  # noqa: E731
+    return rotate(re_KxK), rotate(im_KxK)
+
+
+def project(w_BxHxKxV: jax.Array, mode_weights_BxHxK: jax.Array, basis_KxK: np.ndarray, inverse_basis_KxK: np.ndarray) -> jax.Array:
+    """Re(U diag(m) U⁻¹) W for a complex basis U `(K, K)` and mode weights m `(B, H, K)`."""
+    re_BxHxKxV, im_BxHxKxV = _forward(w_BxHxKxV, inverse_basis_KxK)
+    weights_BxHxKx1 = mode_weights_BxHxK.astype(w_BxHxKxV.dtype)[..., None]
+    re_KxK, im_KxK = (jnp.asarray(part, w_BxHxKxV.dtype) for part in (basis_KxK.real, basis_KxK.imag))
+    back = lambda part_KxK, x: jnp.einsum("ki,bhiv->bhkv", part_KxK, weights_BxHxKx1 * x, precision="highest")  # noqa: E731
+    return back(re_KxK, re_BxHxKxV) - back(im_KxK, im_BxHxKxV)
+
+
+def mode_energies_squared(w_BxHxKxV: jax.Array) -> jax.Array:
+    """e_i² = ‖(Uᴴ W)_i‖² of every mode, `(B, H, K)`, in the unitary zeta basis."""
+    basis_KxK = zeta.resonance_basis(w_BxHxKxV.shape[-2])
+    re_BxHxKxV, im_BxHxKxV = _forward(w_BxHxKxV, basis_KxK.conj().T)
+    return jnp.sum(jnp.square(re_BxHxKxV) + jnp.square(im_BxHxKxV), axis=-1)
+
+
+def mode_weights(energies_squared_BxHxK: jax.Array, threshold: float) -> jax.Array:
+    """m_i = 1 / (1 + (threshold · max e / e_i)⁸), `(B, H, K)` in [0, 1]."""
+    if threshold == 0:
+        return jnp.ones_like(energies_squared_BxHxK)
+    relative = energies_squared_BxHxK / (jnp.max(energies_squared_BxHxK, axis=-1, keepdims=True) + TINY)
+    power = jnp.square(jnp.square(relative))
+    return power / (power + threshold**8)
+
+
+def resonate(w_BxHxKxV: jax.Array, threshold: float) -> jax.Array:
+    """W ← Re(U diag(m) Uᴴ) W: modes with e_i below `threshold` · max e fade out."""
+    basis_KxK = zeta.resonance_basis(w_BxHxKxV.shape[-2])
+    weights_BxHxK = mode_weights(mode_energies_squared(w_BxHxKxV), threshold)
+    return project(w_BxHxKxV, weights_BxHxK, basis_KxK, basis_KxK.conj().T)
+
+
+def statistics(w_BxHxKxV: jax.Array, threshold: float) -> tuple[jax.Array, jax.Array]:
+    """Number of modes with e_i > threshold · max e, and Σ e_i, each `(B, H)`."""
+    energies_BxHxK = jnp.sqrt(mode_energies_squared(w_BxHxKxV))
+    resonant_BxHxK = energies_BxHxK > threshold * jnp.max(energies_BxHxK, axis=-1, keepdims=True)
+    return jnp.sum(resonant_BxHxK, axis=-1).astype(w_BxHxKxV.dtype), jnp.sum(energies_BxHxK, axis=-1)

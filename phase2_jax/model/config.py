@@ -1,0 +1,140 @@
+"""Every architectural choice of the model, validated."""
+
+from dataclasses import dataclass, field
+
+from phase2_jax.errors import UserError
+from phase2_jax.memory.config import ConsolidationConfig, LyapunovConfig, MemoryConfig, ResonanceConfig, SnrConfig
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Architecture; each field may be set as `--config.model.NAME=VALUE`."""
+
+    vocab_size: int = 0
+    """Rows of the embedding; 0 = the tokenizer's vocabulary."""
+    d_model: int = 512
+    num_layers: int = 6
+    num_heads: int = 8
+    head_dim: int = 64
+    """Width K of queries and keys."""
+    value_dim: int = 0
+    """Width V of values; 0 = head_dim."""
+    ffn_dim: int = 0
+    """Hidden width of the feed-forward branch; 0 = 4·d_model, -1 = no feed-forward branch."""
+    dropout: float = 0.0
+    tie_embeddings: bool = False
+    dtype: str = "float32"
+    """Compute type of the matrix products, float32 or bfloat16; parameters, state and accumulators stay float32."""
+    remat: bool = False
+    """Recompute each block in the backward pass instead of keeping its activations."""
+
+    base_decay: float = 1e-3
+    """Floor of Γ: no half-life exceeds ln2 / (base_decay·dt)."""
+    adaptive_decay: bool = True
+    """Γ depends on the token; off = Γ is base_decay everywhere."""
+    shared_potential: bool = False
+    """One potential for all heads, as in the original."""
+    dt: float = 1.0
+    """Time between tokens."""
+    half_life_min: float = 2.0
+    """Shortest half-life at initialisation, in tokens."""
+    half_life_max: float = 0.0
+    """Longest half-life at initialisation; 0 = train.seq_len. Capped at half of what base_decay allows."""
+
+    resolvent: bool = True
+    """The BK resolvent branch."""
+    resolvent_gamma: str = "shared"
+    """shared: the memory's Γ in the Hamiltonian; own: a Γ of its own; none: a Hermitian Hamiltonian."""
+    bk_mode: str = "causal"
+    """causal, or bidirectional (sees the future: encoders only)."""
+    encoder: bool = False
+    """The model is not a causal language model, so it may look ahead."""
+    epsilon_min: float = 1e-2
+    """Least distance ε of the energy z = E + iε from the real axis."""
+
+    memory: bool = True
+    """The Hebbian memory branch."""
+    eta: float = 0.1
+    """Write strength η; 0 switches writing off."""
+    conv_width: int = 4
+    """Taps of the causal convolution on q, k, v; 1 = none."""
+    key_norm: bool = True
+    """L2-normalise queries and keys."""
+    eta_gate: bool = True
+    """η_t = η·sigmoid(w·x_t) instead of η."""
+    readout_norm: bool = True
+    """RMSNorm on each head's readout."""
+    output_gate: bool = True
+    """SiLU gate on the readout."""
+    memory_feedback: bool = True
+    """The memory of a layer shifts the potential of the next."""
+
+    position_embedding: str = "none"
+    """none, or zeta (sin/cos of the zeta zeros)."""
+    zeta_init: bool = False
+    """Projections start with singular values ∝ 1/ζ_i (Frobenius norm of the standard initialiser)."""
+
+    consolidation: ConsolidationConfig = field(default_factory=ConsolidationConfig)
+    snr: SnrConfig = field(default_factory=SnrConfig)
+    resonance: ResonanceConfig = field(default_factory=ResonanceConfig)
+    lyapunov: LyapunovConfig = field(default_factory=LyapunovConfig)
+
+    @property
+    def value_width(self) -> int:
+        """V of every head."""
+        return self.value_dim or self.head_dim
+
+    @property
+    def ffn_width(self) -> int:
+        """Hidden width of the feed-forward branch, 0 when there is none."""
+        return {0: 4 * self.d_model, -1: 0}.get(self.ffn_dim, self.ffn_dim)
+
+    @property
+    def num_potentials(self) -> int:
+        """Potentials per layer: one a head, or one for all."""
+        return 1 if self.shared_potential else self.num_heads
+
+    @property
+    def memory_config(self) -> MemoryConfig:
+        """What acts on the fast weights between the writes."""
+        return MemoryConfig(self.consolidation, self.snr, self.resonance, self.lyapunov)
+
+    def validate(self) -> None:
+        """Raise UserError that names the first field out of range and what it may be."""
+        for name in ("d_model", "num_layers", "num_heads", "head_dim", "conv_width"):
+            _require(getattr(self, name) >= 1, f"model.{name}", getattr(self, name), "an integer of at least 1")
+        for name in ("vocab_size", "value_dim"):
+            _require(getattr(self, name) >= 0, f"model.{name}", getattr(self, name), "an integer of at least 0")
+        _require(self.ffn_dim >= -1, "model.ffn_dim", self.ffn_dim, "a width, 0 for 4·d_model or -1 for none")
+        _require(0 <= self.dropout < 1, "model.dropout", self.dropout, "in [0, 1)")
+        for name in ("base_decay", "dt", "half_life_min", "epsilon_min"):
+            _require(0 < getattr(self, name) < float("inf"), f"model.{name}", getattr(self, name), "greater than 0")
+        _require(self.epsilon_min >= 1e-2, "model.epsilon_min", self.epsilon_min, "at least 0.01 (bounds the resolvent)")
+        _require(self.half_life_max == 0 or self.half_life_max >= self.half_life_min, "model.half_life_max", self.half_life_max, "0 or at least half_life_min")
+        _require(0 <= self.eta < float("inf"), "model.eta", self.eta, "at least 0 (0 switches writing off)")
+        _require(self.consolidation.interval >= 0, "model.consolidation.interval", self.consolidation.interval, "at least 0 (0 = never)")
+        _require(self.snr.threshold >= 0, "model.snr.threshold", self.snr.threshold, "at least 0")
+        _require(self.snr.gamma_boost >= 1, "model.snr.gamma_boost", self.snr.gamma_boost, "at least 1")
+        _require(self.snr.eta_boost >= 1, "model.snr.eta_boost", self.snr.eta_boost, "at least 1")
+        _require(0 <= self.resonance.threshold <= 1, "model.resonance.threshold", self.resonance.threshold, "in [0, 1]")
+        _require(self.lyapunov.gamma_boost >= 1, "model.lyapunov.gamma_boost", self.lyapunov.gamma_boost, "at least 1")
+        _choice("model.dtype", self.dtype, ("float32", "bfloat16"))
+        _choice("model.resolvent_gamma", self.resolvent_gamma, ("shared", "own", "none"))
+        _choice("model.bk_mode", self.bk_mode, ("causal", "bidirectional"))
+        _choice("model.position_embedding", self.position_embedding, ("none", "zeta"))
+        if self.bk_mode == "bidirectional" and not self.encoder:
+            raise UserError("model.bk_mode=bidirectional lets a language model see the token it must predict: use causal, or model.encoder=True")
+        if self.position_embedding == "zeta" and self.d_model % 2:
+            raise UserError(f"model.d_model={self.d_model} must be even for model.position_embedding=zeta")
+        needed = self.base_decay * self.dt * self.half_life_min
+        if self.adaptive_decay and needed >= 0.34:
+            raise UserError(f"model.base_decay={self.base_decay} caps half-lives below model.half_life_min={self.half_life_min}: use less than {0.34 / (self.dt * self.half_life_min):.3g}")
+
+
+def _require(condition: bool, name: str, value: object, wanted: str) -> None:
+    if not condition:
+        raise UserError(f"{name}={value} must be {wanted}")
+
+
+def _choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    _require(value in allowed, name, repr(value), "one of " + ", ".join(repr(a) for a in allowed))

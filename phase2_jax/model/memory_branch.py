@@ -1,0 +1,102 @@
+"""Hebbian branch: projections and gates around the dissipative memory."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from phase2_jax.memory.convolution import causal_convolution
+from phase2_jax.memory.hebbian import Writes, scan_stream
+from phase2_jax.memory.state import MemoryState
+from phase2_jax.model.config import ModelConfig
+from phase2_jax.model.initializers import projection_initializer
+
+NORM_EPSILON = 1e-6
+# Standard deviation of the feedback matrix P relative to 1/√(K·V), which makes ⟨P, W⟩ as large as W's entries.
+FEEDBACK_SCALE = 1.0
+
+
+def _identity_taps(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> jax.Array:
+    del key
+    return jnp.zeros(shape, dtype).at[0].set(1)
+
+
+class MemoryBranch(nnx.Module):
+    """q, k, v → short convolution + SiLU → normalised keys → scan → RMSNorm per head → SiLU gate → Dense, each step switchable."""
+
+    def __init__(self, config: ModelConfig, has_feedback: bool, implementation: str | None, rngs: nnx.Rngs):
+        self.config = config
+        self.implementation = implementation
+        h, k, v, d = config.num_heads, config.head_dim, config.value_width, config.d_model
+        dtype = jnp.dtype(config.dtype)
+        linear = lambda n, scale=1.0: nnx.Linear(  # noqa: E731
+            d, n, use_bias=False, dtype=dtype, kernel_init=projection_initializer(config, scale), rngs=rngs
+        )
+        self.q, self.k, self.v = linear(h * k), linear(h * k), linear(h * v)
+        taps = (config.conv_width, h * (2 * k + v))
+        self.taps = nnx.Param(_identity_taps(rngs.params(), taps)) if config.conv_width > 1 else None
+        self.write_gate = nnx.Linear(d, h, kernel_init=nnx.initializers.lecun_normal(), rngs=rngs) if config.eta_gate else None
+        self.readout_scale = nnx.Param(jnp.ones((h, v), jnp.float32)) if config.readout_norm else None
+        self.output_gate = linear(h * v) if config.output_gate else None
+        self.out = nnx.Linear(
+            h * v, d, dtype=dtype, kernel_init=projection_initializer(config, config.num_layers**-0.5), rngs=rngs
+        )
+        feedback = nnx.initializers.normal(FEEDBACK_SCALE * (k * v) ** -0.5)
+        self.feedback = nnx.Param(feedback(rngs.params(), (k, v), jnp.float32)) if has_feedback else None
+
+    def _projections(self, x_BxNxD: jax.Array, state: MemoryState, reset_BxN: jax.Array):
+        config = self.config
+        qkv_BxNxC = jnp.concatenate([self.q(x_BxNxD), self.k(x_BxNxD), self.v(x_BxNxD)], axis=-1)
+        if self.taps is not None:
+            qkv_BxNxC, tail = causal_convolution(qkv_BxNxC, self.taps[...], state.conv_tail_BxTxC, reset_BxN)
+            qkv_BxNxC = jax.nn.silu(qkv_BxNxC)
+            state = replace(state, conv_tail_BxTxC=tail)
+        width = config.num_heads * config.head_dim
+        q, k, v = jnp.split(qkv_BxNxC, (width, 2 * width), axis=-1)
+        in_heads = lambda a: a.reshape(*a.shape[:2], config.num_heads, -1)  # noqa: E731
+        q_BxNxHxK, k_BxNxHxK, v_BxNxHxV = in_heads(q), in_heads(k), in_heads(v)
+        if config.key_norm:
+            q_BxNxHxK, k_BxNxHxK = _unit(q_BxNxHxK), _unit(k_BxNxHxK)
+        else:
+            k_BxNxHxK = k_BxNxHxK * config.head_dim**-0.5
+        return q_BxNxHxK, k_BxNxHxK, v_BxNxHxV, state
+
+    def writes(
+        self, x_BxNxD: jax.Array, gamma_BxNxP: jax.Array, state: MemoryState, reset_BxN: jax.Array
+    ) -> tuple[Writes, MemoryState]:
+        """What the tokens ask of the memory, and the state with the convolution's new tail."""
+        q_BxNxHxK, k_BxNxHxK, v_BxNxHxV, state = self._projections(x_BxNxD, state, reset_BxN)
+        shape_BxNxH = q_BxNxHxK.shape[:3]
+        eta_BxNxH = jnp.full(shape_BxNxH, self.config.eta, jnp.float32)
+        if self.write_gate is not None:
+            eta_BxNxH = eta_BxNxH * jax.nn.sigmoid(self.write_gate(x_BxNxD.astype(jnp.float32)))
+        log_decay_BxNxH = jnp.broadcast_to(-gamma_BxNxP * self.config.dt, shape_BxNxH)
+        return Writes(q_BxNxHxK, k_BxNxHxK, v_BxNxHxV, log_decay_BxNxH, eta_BxNxH, reset_BxN), state
+
+    def __call__(
+        self, x_BxNxD: jax.Array, gamma_BxNxP: jax.Array, state: MemoryState, reset_BxN: jax.Array, *, aligned: bool
+    ) -> tuple[jax.Array, jax.Array, MemoryState]:
+        """Branch output `(B, N, D)`, feedback f `(B, N)` float32 for the next layer's potential, and the new state."""
+        config = self.config
+        writes, state = self.writes(x_BxNxD, gamma_BxNxP, state, reset_BxN)
+        feedback_KxV = jnp.zeros((config.head_dim, config.value_width)) if self.feedback is None else self.feedback[...]
+        y_BxNxHxV, f_BxN, state = scan_stream(
+            writes, state, feedback_KxV, config.memory_config, aligned=aligned, implementation=self.implementation
+        )
+        if self.readout_scale is not None:
+            y_BxNxHxV = _rms_norm(y_BxNxHxV) * self.readout_scale[...].astype(y_BxNxHxV.dtype)[None, None]
+        y_BxNxE = y_BxNxHxV.reshape(*x_BxNxD.shape[:2], -1)
+        if self.output_gate is not None:
+            y_BxNxE = y_BxNxE * jax.nn.silu(self.output_gate(x_BxNxD))
+        return self.out(y_BxNxE), f_BxN, state
+
+
+def _unit(x: jax.Array) -> jax.Array:
+    x32 = x.astype(jnp.float32)
+    return (x32 * jax.lax.rsqrt(jnp.sum(jnp.square(x32), axis=-1, keepdims=True) + NORM_EPSILON)).astype(x.dtype)
+
+
+def _rms_norm(x: jax.Array) -> jax.Array:
+    x32 = x.astype(jnp.float32)
+    return (x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + NORM_EPSILON)).astype(x.dtype)

@@ -1,0 +1,127 @@
+"""Checkpoints with orbax; nothing else in the project knows orbax.
+
+Layout: `workdir/checkpoints/<step>/{model,optimizer,memory,rng,progress}` and `workdir/best/<step>/…` of the same form. `progress` is JSON:
+data position, histories, the running epoch and the configuration.
+"""
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+
+from phase2_jax.errors import UserError
+from phase2_jax.training.step import TrainState
+
+CHECKPOINTS = "checkpoints"
+BEST = "best"
+ITEMS = ("model", "optimizer", "memory", "rng", "progress")
+
+# Reports every save in several lines; what matters is logged by the run itself.
+logging.getLogger("absl").setLevel(logging.WARNING)
+
+
+class CheckpointDirectory:
+    """A folder of step checkpoints.
+
+    Args:
+      directory: created when missing.
+      keep: the newest so many are kept.
+      asynchronous: write in the background; `wait` blocks until all is on disk.
+    """
+
+    def __init__(self, directory: Path, *, keep: int, asynchronous: bool = False):
+        self.directory = directory.absolute()
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=asynchronous)
+        self._manager = ocp.CheckpointManager(self.directory, item_names=ITEMS, options=options)
+
+    def steps(self) -> list[int]:
+        """Steps that have a complete checkpoint, ascending."""
+        return sorted(self._manager.all_steps())
+
+    def save(self, state: TrainState, progress: dict[str, Any]) -> None:
+        """Write a checkpoint of `state`, in place of one of the same step."""
+        step = int(state.step)
+        if step in self._manager.all_steps():
+            self._manager.delete(step)
+        save = ocp.args.StandardSave
+        items = ocp.args.Composite(
+            model=save(state.params),
+            optimizer=save(state.opt_state),
+            memory=save(state.memory),
+            rng=save({"key": jax.random.key_data(state.rng)}),
+            progress=ocp.args.JsonSave(progress),
+        )
+        self._manager.save(step, args=items, force=True)
+
+    def progress(self, step: int) -> dict[str, Any]:
+        """The JSON part of a checkpoint.
+
+        Raises:
+          UserError: the checkpoint is damaged.
+        """
+        with _damage_reported(self.directory / str(step)):
+            restored = self._manager.restore(step, args=ocp.args.Composite(progress=ocp.args.JsonRestore()))
+            return restored["progress"]
+
+    def restore(self, step: int, like: TrainState) -> TrainState:
+        """The state of a checkpoint with the shapes, dtypes and placement of `like`.
+
+        Raises:
+          UserError: the checkpoint is damaged or does not have these shapes.
+        """
+        abstract = jax.tree.map(_abstract, replace(like, rng=jax.random.key_data(like.rng)))
+        restore = ocp.args.StandardRestore
+        with _damage_reported(self.directory / str(step)):
+            items = self._manager.restore(
+                step,
+                args=ocp.args.Composite(
+                    model=restore(abstract.params),
+                    optimizer=restore(abstract.opt_state),
+                    memory=restore(abstract.memory),
+                    rng=restore({"key": abstract.rng}),
+                ),
+            )
+        key = jax.random.wrap_key_data(items["rng"]["key"])
+        # Orbax hands arrays whose memory it may share with its own buffers; a step donates them, so the run gets its own.
+        own = lambda tree: jax.tree.map(lambda x: jnp.array(x, copy=True, device=x.sharding), tree)  # noqa: E731
+        return TrainState(
+            params=own(items["model"]),
+            opt_state=own(items["optimizer"]),
+            memory=own(items["memory"]),
+            rng=key,
+            step=jnp.full_like(like.step, step),
+            failed_step=jnp.zeros_like(like.failed_step),
+        )
+
+    def wait(self) -> None:
+        """Block until every save is on disk."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Finish pending saves and release the folder."""
+        self._manager.close()
+
+
+def _abstract(x: jax.Array) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
+
+
+class _damage_reported:
+    """Turns orbax's many exceptions about unreadable files into one line that names the folder and the remedy."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind, error, traceback) -> None:
+        if error is not None and isinstance(error, (OSError, ValueError, KeyError, TypeError, RuntimeError)):
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+            raise UserError(
+                f"checkpoint {self.path} cannot be read ({reason}): delete that folder to continue from the one before it"
+            ) from error

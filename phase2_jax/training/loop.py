@@ -1,0 +1,219 @@
+"""The training loop: steps, validation, records, checkpoints, and a way back from every interruption."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from phase2_jax.data import pipeline
+from phase2_jax.data.corpora import load_corpus
+from phase2_jax.data.tokenizers import save_tokenizer
+from phase2_jax.errors import UserError
+from phase2_jax.reporting.plots import write_plots
+from phase2_jax.training import workdir as workdirs
+from phase2_jax.training.checkpoints import BEST, CHECKPOINTS, CheckpointDirectory
+from phase2_jax.training.config import ExperimentConfig
+from phase2_jax.training.flops import flops_per_token, peak_flops
+from phase2_jax.training.history import METRICS_FILE, EpochAccumulator, MetricsFile, TrainingHistory
+from phase2_jax.training.logger_base import Logger
+from phase2_jax.training.loggers import build_loggers
+from phase2_jax.training.metrics import Throughput, gamma_heatmap, gamma_histogram, memory_in_use, step_record
+from phase2_jax.training.run_info import run_info, warn_of_short_half_lives
+from phase2_jax.training.setup import Run, build
+from phase2_jax.training.signals import StopRequest
+from phase2_jax.training.step import TrainState
+from phase2_jax.training.validation import validate
+
+
+class Trainer:
+    """A run in its folder: `state` on the devices, the histories on the host, both as of the same step whenever they are saved."""
+
+    def __init__(self, run: Run, state: TrainState, workdir: Path, logger: Logger, config: dict[str, Any]):
+        """Open the run's files; `config` is stored in every checkpoint."""
+        self.run, self.state, self.workdir, self.logger, self.config = run, state, workdir, logger, config
+        asynchronous = jax.default_backend() != "cpu"
+        keep = run.config.checkpoint.keep
+        self.checkpoints = CheckpointDirectory(workdir / CHECKPOINTS, keep=keep, asynchronous=asynchronous)
+        self.best = CheckpointDirectory(workdir / BEST, keep=1, asynchronous=asynchronous)
+        self.history = TrainingHistory()
+        self.epoch = EpochAccumulator()
+        self.metrics_file = MetricsFile(workdir / METRICS_FILE)
+        self.step = 0
+        device = jax.devices()[0]
+        peak = peak_flops(device)
+        tokens = run.config.train.batch_size * run.config.train.seq_len
+        devices = run.mesh.devices.size
+        self.throughput = Throughput(tokens, flops_per_token(run.model_config), None if peak is None else peak * devices)
+        self._pending: tuple[int, dict[str, Any]] | None = None
+
+    @property
+    def finished(self) -> bool:
+        """All steps are done and the last epoch is closed."""
+        return self.step >= self.run.total_steps and self.epoch.num_steps == 0
+
+    def restore(self) -> None:
+        """Continue from the newest checkpoint, if there is one; forget records that came after it.
+
+        Raises:
+          UserError: another configuration or text, or a damaged checkpoint.
+        """
+        steps = self.checkpoints.steps()
+        if steps:
+            step = steps[-1]
+            progress = self.checkpoints.progress(step)
+            workdirs.check_unchanged(progress["config"], self.config)
+            if progress["corpus"] != self.run.corpus_fingerprint:
+                raise UserError(
+                    f"the text or tokenizer is not the one {self.workdir} was trained on: restore it or choose another --workdir"
+                )
+            self.state = self.checkpoints.restore(step, self.state)
+            self.step = step
+            self.history = TrainingHistory.from_json(progress["history"])
+            self.epoch = EpochAccumulator.from_json(progress["epoch"])
+        self.metrics_file.truncate_after(self.step, self.history.total_epochs)
+
+    def train(self, stop: StopRequest) -> None:
+        """Run to the end. On any exception the last good state is saved before the exception goes on."""
+        try:
+            self._loop(stop)
+        except BaseException as error:
+            self._emergency(error)
+            raise
+
+    def _loop(self, stop: StopRequest) -> None:
+        train, run = self.run.config.train, self.run
+        dataset = pipeline.train_dataset(
+            run.corpus.train, run.config.data, batch_size=train.batch_size, seq_len=train.seq_len, seed=train.seed
+        )
+        batches = pipeline.train_iterator(dataset, self.step)
+        try:
+            while True:
+                if self.epoch_is_full():
+                    self._flush()
+                    self._finish_epoch(stop)
+                if self.step >= run.total_steps:
+                    break
+                stop.check()
+                batch = run.put_batch(next(batches))
+                self.state, metrics = run.train_step(self.state, batch)
+                self._flush()
+                self.step += 1
+                self._pending = (self.step, metrics)
+                every = run.config.checkpoint.every_steps
+                if every and self.step % every == 0 and not self.epoch_is_full():
+                    self._save()
+        finally:
+            batches.close()
+        self.logger.on_finish(self.history.best_val_loss)
+
+    def epoch_is_full(self) -> bool:
+        """The steps since the last validation make up an epoch, or the run ends here."""
+        since = self.epoch.num_steps + (self._pending is not None)
+        return since > 0 and (self.step % self.run.steps_per_epoch == 0 or self.step >= self.run.total_steps)
+
+    def _flush(self) -> None:
+        """Fetch the metrics of the step before this one and record them; the devices are already at work on the next."""
+        if self._pending is None:
+            return
+        step, metrics = self._pending
+        self._pending = None
+        metrics = jax.device_get(metrics)
+        number = step - 1
+        record = step_record(metrics, step=step, epoch=number // self.run.steps_per_epoch + 1)
+        rate, mfu, seconds = self.throughput.tick()
+        peak_mb, current_mb = memory_in_use(self.run.mesh.devices.flat[0])
+        record |= {"tokens_per_second": rate, "mfu": mfu, "peak_vram_mb": peak_mb, "current_vram_mb": current_mb}
+        self.epoch.add(record, seconds)
+        self.metrics_file.write_step(record)
+        self.logger.on_step(record, number % self.run.steps_per_epoch, self.run.steps_per_epoch)
+
+    def _finish_epoch(self, stop: StopRequest) -> None:
+        validation = validate(self.run, self.state.params, stop)
+        record = self.epoch.result(
+            epoch=self.history.total_epochs + 1,
+            val_loss=validation.loss,
+            gamma_histogram=gamma_histogram(validation.gamma_LxBxNxP),
+            gamma_heatmap=gamma_heatmap(validation.gamma_LxBxNxP),
+        )
+        improved = self.history.append(record)
+        self.epoch = EpochAccumulator()
+        self.metrics_file.write_epoch(record)
+        self.history.write(self.workdir)
+        if improved:
+            self.best.save(self.state, self._progress())
+        self.logger.on_epoch(record, improved)
+        epochs = self.history.total_epochs
+        if improved or epochs % self.run.config.checkpoint.every_epochs == 0 or self.step >= self.run.total_steps:
+            self._save(epoch=epochs)
+        self.throughput.pause()
+
+    def _progress(self) -> dict[str, Any]:
+        return {
+            "step": self.step,
+            "data": {"next_index": self.step},
+            "history": self.history.to_json(),
+            "epoch": self.epoch.to_json(),
+            "config": self.config,
+            "corpus": self.run.corpus_fingerprint,
+        }
+
+    def _save(self, epoch: int | None = None) -> None:
+        self._flush()
+        self.checkpoints.save(self.state, self._progress())
+        self.logger.on_checkpoint(self.step, epoch)
+
+    def _emergency(self, error: BaseException) -> None:
+        if any(leaf.is_deleted() for leaf in jax.tree.leaves(self.state)):
+            self.logger.on_message(f"{type(error).__name__} inside step {self.step + 1}: its state is lost, the last checkpoint remains")
+            return
+        # The state may be one step behind the loop (a step that diverged) but never behind what was recorded.
+        self.step = int(self.state.step)
+        if self._pending is not None and self._pending[0] <= self.step:
+            self._flush()
+        self._pending = None
+        self.history.write(self.workdir)
+        if self.step == 0 or (self.step in self.checkpoints.steps() and self.epoch.num_steps == 0):
+            return
+        self.checkpoints.save(self.state, self._progress())
+        self.checkpoints.wait()
+        self.logger.on_message(f"{type(error).__name__}: saved an emergency checkpoint of step {self.step}")
+
+    def close(self) -> None:
+        """Finish pending writes and release every file."""
+        self.checkpoints.close()
+        self.best.close()
+        self.metrics_file.close()
+        self.logger.close()
+
+
+def train(config: ExperimentConfig, workdir: Path, *, resume: bool = True, overrides: dict[str, Any] | None = None) -> TrainingHistory:
+    """Train in `workdir`, continuing the run it holds; returns the history.
+
+    Raises:
+      UserError: anything about the request that cannot work, before anything is changed.
+      TrainingDiverged: loss or gradient were not finite; the last good state is saved.
+      Interrupted: SIGINT or SIGTERM; the state is saved.
+    """
+    stored = workdirs.open_workdir(workdir, resume=resume)
+    plain = workdirs.plain(config)
+    if stored is not None and (workdir / CHECKPOINTS).exists():
+        workdirs.check_unchanged(stored["config"], plain)
+    corpus = load_corpus(config.data)
+    run, state = build(config, corpus)
+    warn_of_short_half_lives(run)
+    workdirs.write_config(workdir, plain, overrides or {})
+    save_tokenizer(corpus.tokenizer, workdir / workdirs.TOKENIZER_FILE)
+    logger = build_loggers(config.logging, workdir)
+    trainer = Trainer(run, state, workdir, logger, plain)
+    try:
+        with StopRequest() as stop:
+            trainer.restore()
+            logger.on_start(run_info(run, state, trainer.step))
+            if trainer.finished:
+                logger.on_message(f"This run finished at step {trainer.step}: raise train.num_epochs to go on")
+                return trainer.history
+            trainer.train(stop)
+        write_plots(workdir)
+        return trainer.history
+    finally:
+        trainer.close()

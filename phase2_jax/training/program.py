@@ -1,0 +1,101 @@
+"""What `train.py` does around `training.loop.train`: flags, one-line errors, exit statuses."""
+
+import sys
+import traceback
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import app, flags
+from ml_collections import ConfigDict, config_flags
+
+from phase2_jax.errors import UserError
+from phase2_jax.training.config import did_you_mean, from_config_dict
+from phase2_jax.training.loop import train
+from phase2_jax.training.signals import Interrupted
+
+USAGE_STATUS = 2
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration file, for example configs/tiny.py.", lock_config=True)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, histories, TensorBoard files, plots.")
+_RESUME = flags.DEFINE_bool("resume", True, "Continue the run that workdir holds; --noresume refuses such a workdir.")
+
+
+def main() -> None:
+    """Parse the command line and train; exits with 0, 2 (user error), 128 + signal, or 1 with a traceback (internal error)."""
+    app.run(_run, flags_parser=_parse)
+
+
+def _parse(argv: Sequence[str]) -> list[str]:
+    try:
+        rest = flags.FLAGS(argv)
+        if len(rest) > 1:
+            raise UserError(f"unexpected argument {rest[1]!r}: settings are written --config.group.name=value")
+        if _CONFIG.value is None:
+            raise UserError("--config is missing: give one, for example --config=configs/tiny.py")
+        if not _WORKDIR.value:
+            raise UserError("--workdir is missing: give a folder for the run, for example --workdir=runs/tiny")
+    except UserError as error:
+        _fail(str(error))
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        _fail(_explain(error, argv))
+    return rest
+
+
+def _explain(error: Exception, argv: Sequence[str]) -> str:
+    """One line about a command line that absl or ml_collections refused."""
+    text = " ".join(str(error.args[0] if error.args else error).split())
+    config = next((a.split("=", 1)[1] for a in argv if a.startswith("--config=")), None)
+    for argument in argv[1:]:
+        name, _, value = argument.removeprefix("--").partition("=")
+        if not name.startswith("config.") or config is None:
+            continue
+        problem = _override_problem(name.removeprefix("config."), value, config)
+        if problem:
+            return problem
+    return text
+
+
+def _override_problem(path: str, value: str, config_file: str) -> str | None:
+    from phase2_jax.training.config import default_config
+
+    node = default_config()
+    *groups, leaf = path.split(".")
+    for depth, name in enumerate([*groups, leaf]):
+        if not isinstance(node, ConfigDict):
+            return f"--config.{path}: {'.'.join(groups[:depth])} is a value, not a group of settings"
+        if name not in node:
+            where = ".".join(["config", *groups[:depth], name])
+            return f"--{where} does not exist{did_you_mean(name, list(node))}"
+        node = node[name]
+    if isinstance(node, ConfigDict):
+        return f"--config.{path} is a group: set one of {', '.join(sorted(node))} in it"
+    wanted = type(node)
+    try:
+        if wanted in (int, float):
+            wanted(value)
+        elif wanted is bool and value.lower() not in ("true", "false", "1", "0"):
+            raise ValueError
+    except ValueError:
+        return f"--config.{path}={value!r} must be of type {wanted.__name__}"
+    del config_file
+    return None
+
+
+def _run(argv: Sequence[str]) -> None:
+    del argv
+    warnings.showwarning = lambda message, *_, **__: print(f"Warning: {message}", file=sys.stderr)
+    try:
+        config = from_config_dict(_CONFIG.value)
+        train(config, Path(_WORKDIR.value), resume=_RESUME.value, overrides=config_flags.get_override_values(flags.FLAGS["config"]))
+    except UserError as error:
+        _fail(str(error))
+    except Interrupted as error:
+        _fail(f"{error}; run the same command again to continue", 128 + error.signum)
+    except Exception:
+        traceback.print_exc()
+        raise SystemExit(1) from None
+
+
+def _fail(message: str, status: int = USAGE_STATUS) -> None:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    raise SystemExit(status)

@@ -1,0 +1,178 @@
+"""Everything a run needs before its first step: text, model, optimizer, compiled steps, initial state."""
+
+import dataclasses
+import hashlib
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from phase2_jax.data import pipeline
+from phase2_jax.data.corpora import Corpus
+from phase2_jax.errors import UserError
+from phase2_jax.model.config import ModelConfig
+from phase2_jax.model.language_model import LanguageModel, ModelState, init_state
+from phase2_jax.training.config import ExperimentConfig
+from phase2_jax.training.optimizer import learning_rate_schedule, make_optimizer
+from phase2_jax.training.step import Batch, StepConfig, TrainState, compile_train_step, eval_step
+
+MESH_AXES = ("data", "fsdp", "sequence", "tensor")
+
+
+@dataclass(frozen=True)
+class Run:
+    """The fixed parts of a run.
+
+    Attributes:
+      config: the checked configuration.
+      model_config: its model with the vocabulary filled in.
+      corpus, corpus_fingerprint: the text, and what identifies it.
+      steps_per_epoch, total_steps: lengths in optimizer steps.
+      mesh: devices.
+      train_step: `(TrainState, Batch) -> (TrainState, metrics)`, donates its state.
+      eval_step: `(params, memory, Batch) -> (loss sum, count, memory, Γ)`, donates nothing.
+    """
+
+    config: ExperimentConfig
+    model_config: ModelConfig
+    corpus: Corpus
+    corpus_fingerprint: str
+    steps_per_epoch: int
+    total_steps: int
+    mesh: Mesh
+    train_step: Any
+    eval_step: Any
+    state_shardings: TrainState
+
+    def put_batch(self, batch: dict[str, np.ndarray]) -> Batch:
+        """A host batch on the devices, its rows spread over the data axis."""
+        return jax.device_put(batch, NamedSharding(self.mesh, PartitionSpec("data")))
+
+    def fresh_memory(self) -> ModelState:
+        """Memory before the first token, spread like the batch."""
+        shardings = self.state_shardings.memory
+        return jax.jit(partial(init_state, self.model_config, self.config.train.batch_size), out_shardings=shardings)()
+
+
+def resolve_model(config: ModelConfig, vocab_size: int) -> ModelConfig:
+    """The model's configuration with a vocabulary that holds the tokenizer's.
+
+    Raises:
+      UserError: `model.vocab_size` is smaller than the tokenizer's.
+    """
+    if 0 < config.vocab_size < vocab_size:
+        raise UserError(
+            f"model.vocab_size={config.vocab_size} is smaller than the tokenizer's {vocab_size} tokens, so token ids would fall outside: "
+            "leave it at 0"
+        )
+    return config if config.vocab_size else dataclasses.replace(config, vocab_size=vocab_size)
+
+
+def make_mesh(config: ExperimentConfig) -> Mesh:
+    """Mesh of all devices along `data`; one device is the mesh of size one.
+
+    Raises:
+      UserError: more devices than there are, or a batch they cannot share.
+    """
+    available = len(jax.devices())
+    count = config.sharding.data or available
+    if count > available:
+        raise UserError(f"sharding.data={count} but there are {available} devices: lower it, or 0 for all")
+    micro_batch = config.train.batch_size // config.train.grad_accum
+    if micro_batch % count:
+        raise UserError(
+            f"train.batch_size={config.train.batch_size} in {config.train.grad_accum} micro-batches cannot be shared by {count} devices: "
+            "make the micro-batch a multiple, or set sharding.data"
+        )
+    devices = jax.devices()[:count]
+    return jax.make_mesh((count, 1, 1, 1), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES), devices=devices)
+
+
+def is_aligned(config: ExperimentConfig) -> bool:
+    """Whether every batch starts at a stream position where a consolidation may fall."""
+    interval = config.model.consolidation.interval
+    return interval > 0 and config.train.seq_len % interval == 0
+
+
+def build(config: ExperimentConfig, corpus: Corpus) -> tuple[Run, TrainState]:
+    """Compile-ready steps and the initial state of a run on `corpus`.
+
+    Raises:
+      UserError: sizes that do not fit each other, the text or the devices.
+    """
+    train = config.train
+    model_config = resolve_model(config.model, corpus.tokenizer.vocab_size)
+    for stream in (corpus.train, corpus.valid):
+        stream.check_vocabulary(model_config.vocab_size)
+    epoch = pipeline.steps_per_epoch(corpus.train, config.data, batch_size=train.batch_size, seq_len=train.seq_len)
+    steps_per_epoch = train.steps_per_epoch or epoch
+    total_steps = train.num_steps or train.num_epochs * steps_per_epoch
+    mesh = make_mesh(config)
+
+    implementation = config.kernels.implementation or None
+
+    def initialise() -> tuple[LanguageModel, jax.Array]:
+        params_key, run_key = jax.random.split(jax.random.key(train.seed))
+        model = LanguageModel(model_config, seq_len=train.seq_len, rngs=nnx.Rngs(params=params_key), implementation=implementation)
+        return model, run_key
+
+    optimizer = make_optimizer(config.optimizer, total_steps)
+    graphdef, _ = nnx.split(nnx.eval_shape(initialise)[0])
+
+    def initial_state() -> TrainState:
+        model, run_key = initialise()
+        params = nnx.split(model)[1]
+        return TrainState(
+            params=params,
+            opt_state=optimizer.init(params),
+            memory=init_state(model_config, train.batch_size),
+            rng=run_key,
+            step=jnp.zeros((), jnp.int32),
+            failed_step=jnp.zeros((), jnp.int32),
+        )
+
+    shardings = _state_shardings(mesh, jax.eval_shape(initial_state))
+    state = jax.jit(initial_state, out_shardings=shardings)()
+    step_config = StepConfig(
+        graphdef=graphdef,
+        optimizer=optimizer,
+        schedule=learning_rate_schedule(config.optimizer, total_steps),
+        grad_accum=train.grad_accum,
+        fresh_memory=None if config.data.mode == "streams" else partial(init_state, model_config, train.batch_size),
+        aligned=is_aligned(config),
+    )
+    run = Run(
+        config=config,
+        model_config=model_config,
+        corpus=corpus,
+        corpus_fingerprint=fingerprint(corpus),
+        steps_per_epoch=steps_per_epoch,
+        total_steps=total_steps,
+        mesh=mesh,
+        train_step=compile_train_step(step_config, shardings),
+        eval_step=jax.jit(partial(eval_step, graphdef, is_aligned(config))),
+        state_shardings=shardings,
+    )
+    return run, state
+
+
+def _state_shardings(mesh: Mesh, state: TrainState) -> TrainState:
+    replicated = NamedSharding(mesh, PartitionSpec())
+    rows = NamedSharding(mesh, PartitionSpec("data"))
+    shardings = jax.tree.map(lambda _: replicated, state)
+    memory = jax.tree.map(lambda leaf: rows if leaf.ndim else replicated, state.memory)
+    return dataclasses.replace(shardings, memory=memory)
+
+
+def fingerprint(corpus: Corpus) -> str:
+    """sha256 over the tokens of both splits and the tokenizer: the same text read the same way."""
+    digest = hashlib.sha256(corpus.tokenizer.fingerprint().encode())
+    for stream in (corpus.train, corpus.valid):
+        digest.update(np.ascontiguousarray(stream.tokens).data)
+        digest.update(np.ascontiguousarray(stream.document_starts).data)
+    return digest.hexdigest()

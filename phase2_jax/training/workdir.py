@@ -1,0 +1,104 @@
+"""The folder of a run: made, recognised, and never mistaken for another's."""
+
+import dataclasses
+import json
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from phase2_jax.errors import UserError
+from phase2_jax.training import json_files
+from phase2_jax.training.config import ExperimentConfig
+
+CONFIG_FILE = "config.json"
+TOKENIZER_FILE = "tokenizer.json"
+# What may differ when a run is continued; everything else would make it another run.
+MAY_CHANGE = ("train.num_epochs", "train.num_steps", "logging.", "checkpoint.", "kernels.", "sharding.")
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+
+
+def open_workdir(workdir: Path, *, resume: bool) -> dict[str, Any] | None:
+    """Make sure `workdir` is a folder a run may write to.
+
+    Returns:
+      what `write_config` stored there earlier, or None for a new run.
+
+    Raises:
+      UserError: not writable, holds something else, or holds a run although `resume` is off.
+    """
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        probe = workdir / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"workdir {workdir} cannot be written to ({error.strerror or error}): choose another --workdir") from error
+    config_file = workdir / CONFIG_FILE
+    if not config_file.exists():
+        if any(workdir.iterdir()):
+            raise UserError(f"workdir {workdir} is not empty and holds no run ({CONFIG_FILE} is missing): choose another --workdir")
+        return None
+    if not resume:
+        raise UserError(f"workdir {workdir} already holds a run: leave out --noresume to continue it, or choose another --workdir")
+    try:
+        stored = json.loads(config_file.read_text(encoding="utf-8"))
+        if not isinstance(stored["config"], dict):
+            raise TypeError("config is no object")
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{config_file} is no configuration of a run ({error}): choose another --workdir") from error
+    return stored
+
+
+def plain(config: ExperimentConfig) -> dict[str, Any]:
+    """The configuration as nested plain data, as it is stored."""
+    return dataclasses.asdict(config)
+
+
+def check_unchanged(stored: dict[str, Any], current: dict[str, Any]) -> None:
+    """Refuse to continue a run under another configuration.
+
+    Raises:
+      UserError: names the first field that differs, both values, and what may change.
+    """
+    old, new = _flatten(stored), _flatten(current)
+    for name in sorted(set(old) & set(new)):
+        if old[name] != new[name] and not name.startswith(MAY_CHANGE):
+            raise UserError(
+                f"config.{name} is {new[name]!r} but this run was started with {old[name]!r}: "
+                f"use that value or another --workdir (may change: {', '.join(MAY_CHANGE)})"
+            )
+
+
+def write_config(workdir: Path, config: dict[str, Any], overrides: dict[str, Any]) -> None:
+    """Store the configuration with the versions and the revision it ran under."""
+    stored = {
+        "config": config,
+        "overrides": overrides,
+        "versions": {name: metadata.version(name) for name in PACKAGES} | {"python": platform.python_version()},
+        "git_revision": git_revision(),
+    }
+    text = json.dumps(json_files.to_plain(stored), indent=2, ensure_ascii=False)
+    json_files.write_atomically(workdir / CONFIG_FILE, [text, "\n"])
+
+
+def git_revision() -> str | None:
+    """Revision of the checkout this package runs from, None outside a checkout or without git."""
+    try:
+        result = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return result.stdout.strip() or None
+
+
+def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
