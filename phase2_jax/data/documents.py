@@ -10,7 +10,9 @@ from phase2_jax.errors import UserError
 
 # A title line between two empty lines. The empty lines matter: tables and formulas leave look-alikes such as
 # " = Goals ; A = " in running text; with them WikiText-2 has its 600 + 60 articles, without them 29 more.
-_WIKITEXT_TITLE = re.compile(r"(?:\A(?: ?\r?\n)?|(?<=\n) ?\r?\n)(?P<title> = (?!= )[^\n]*?(?<! =) = ?\r?\n)(?= ?\r?\n)")
+_TITLE_LINE = r"(?P<title> = (?!= )[^\n]*?(?<! =) = ?\r?\n)(?= ?\r?\n)"
+_WIKITEXT_TITLE = re.compile(r"(?:\A(?: ?\r?\n)?|(?<=\n) ?\r?\n)" + _TITLE_LINE)
+_TITLE_FIRST = re.compile(r"(?:\s*\n)?" + _TITLE_LINE)
 
 
 def shipped_documents() -> list[str]:
@@ -47,10 +49,9 @@ def split_text(text: str, format: str, separator: str) -> list[str]:
 
 def is_wikitext(text: str, format: str) -> bool:
     """Whether `text` is to be cut into articles: it has a title at all ("wikitext") or begins with one ("auto")."""
-    match = _WIKITEXT_TITLE.search(text)
-    if match is None or format == "text":
-        return False
-    return format == "wikitext" or not text[: match.start("title")].strip()
+    if format == "auto":
+        return _TITLE_FIRST.match(text) is not None
+    return format == "wikitext" and _WIKITEXT_TITLE.search(text) is not None
 
 
 def hold_back(documents: list[str], fraction: float, *, whole: bool = True) -> tuple[list[str], list[str]]:

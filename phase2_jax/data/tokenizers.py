@@ -149,7 +149,9 @@ class HuggingFaceTokenizer:
         return cls(definition, Path(path).name)
 
     def encode(self, text: str) -> np.ndarray:
-        return np.asarray(self._tokenizer.encode(text, add_special_tokens=False).ids, np.int32)
+        # The fast variant leaves out character offsets, a quarter of the time on a corpus.
+        (encoding,) = self._tokenizer.encode_batch_fast([text], add_special_tokens=False)
+        return np.asarray(encoding.ids, np.int32)
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         return self._tokenizer.decode(check_ids(ids, self.vocab_size).tolist(), skip_special_tokens=False)
