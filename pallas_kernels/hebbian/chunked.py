@@ -3,54 +3,78 @@
 Per chunk with entry state S, D_ij the decay from position j to i, e_i from entry to i, f_j from j to the exit:
     y_i   = e_i q_i S + sum_{j<=i} D_ij (q_i . k_j) eta_j v_j
     S_out = e_last S + sum_j f_j eta_j k_j v_j^T
-The backward is written by hand: the same products transposed, and a reverse scan for the cotangents of the states
-(kernels like these are derived in Yang et al. 2024, "Gated Linear Attention", and Dao & Gu 2024, "Mamba-2").
+The backward is written by hand: the same products transposed, and a reverse scan for the cotangents of the states (Yang
+et al. 2024, "Gated Linear Attention"; Dao and Gu 2024, "Transformers are SSMs").
+
+Chunks are computed side by side in segments and the segments one after the other. That bounds the memory (kept for the
+backward: the inputs and one state per segment) and, on a CPU, keeps the working set in the caches: without it eight
+times the tokens took twenty times as long.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels import registry
 from pallas_kernels.chunking import pad_tokens
+from pallas_kernels.hebbian import narrow
 from pallas_kernels.hebbian.decays import ChunkDecays, chunk_decays, decayed
 
 CHUNK = 64
+# Rows (tokens x heads x batch) of a segment: the caches of a CPU, enough parallel work and bounded memory elsewhere.
+_ROWS_CPU = 4096
+_ROWS_ELSEWHERE = 2**20
 
 
-class _Tokens(NamedTuple):
-    """Inputs of a scan cut into M chunks of C tokens, heads before tokens."""
+class _Plan(NamedTuple):
+    """Tokens per chunk and chunks per segment."""
 
-    q_BxHxMxCxK: jax.Array
-    k_BxHxMxCxK: jax.Array
-    v_BxHxMxCxV: jax.Array
-    eta_BxHxMxC: jax.Array
+    chunk: int
+    chunks: int
+
+
+class _Inputs(NamedTuple):
+    """q, k (B, N, H, K), v (B, N, H, V), log_decay, eta (B, N, H), reset (B, N) or None."""
+
+    q: jax.Array
+    k: jax.Array
+    v: jax.Array
+    log_decay: jax.Array
+    eta: jax.Array
+    reset: jax.Array | None
+
+
+class _Chunks(NamedTuple):
+    """One segment cut into M chunks of C tokens: q, k (B, H, M, C, K), v (B, H, M, C, V), eta (B, H, M, C)."""
+
+    q: jax.Array
+    k: jax.Array
+    v: jax.Array
+    eta: jax.Array
     decays: ChunkDecays
 
 
 def _split(x: jax.Array, chunk: int) -> jax.Array:
-    """(B, N, H, ...) to (B, H, M, C, ...), padded with zeros: a padded token writes nothing and decays nothing."""
-    x = pad_tokens(x, chunk)
+    """(B, M C, H, ...) to (B, H, M, C, ...)."""
     x = jnp.moveaxis(x, 2, 1)
     return x.reshape(*x.shape[:2], x.shape[2] // chunk, chunk, *x.shape[3:])
 
 
-def _join(x: jax.Array, num_tokens: int) -> jax.Array:
+def _join(x: jax.Array) -> jax.Array:
     """Inverse of _split."""
-    x = x.reshape(*x.shape[:2], x.shape[2] * x.shape[3], *x.shape[4:])
-    return jnp.moveaxis(x[:, :, :num_tokens], 1, 2)
+    return jnp.moveaxis(x.reshape(*x.shape[:2], x.shape[2] * x.shape[3], *x.shape[4:]), 1, 2)
 
 
-def _cut(q, k, v, log_decay, eta, reset, chunk: int) -> _Tokens:
-    reset_BxMxC = None
-    if reset is not None:
-        padded = pad_tokens(reset, chunk, False)
-        reset_BxMxC = padded.reshape(padded.shape[0], -1, chunk)
-    decays = chunk_decays(_split(log_decay, chunk), reset_BxMxC)
-    return _Tokens(_split(q, chunk), _split(k, chunk), _split(v, chunk), _split(eta, chunk), decays)
+def _cut(inputs: _Inputs, chunk: int) -> _Chunks:
+    q, k, v, log_decay, eta = (_split(x, chunk) for x in inputs[:5])
+    reset = inputs.reset
+    reset_BxMxC = None if reset is None else reset.reshape(reset.shape[0], -1, chunk)
+    return _Chunks(q, k, v, eta, chunk_decays(log_decay, reset_BxMxC))
 
 
 def _product(spec: str, a: jax.Array, b: jax.Array, operand, result) -> jax.Array:
@@ -60,13 +84,13 @@ def _product(spec: str, a: jax.Array, b: jax.Array, operand, result) -> jax.Arra
     )
 
 
-def _operand_dtype(q, k, v, state):
-    """bfloat16 inputs keep bfloat16 products; everything else, float16 with its short range too, uses the state's dtype."""
-    inputs = jnp.result_type(q, k, v)
-    return inputs if inputs == jnp.bfloat16 else state.dtype
+def _products(inputs: _Inputs, state: jax.Array):
+    """_product with bfloat16 operands for bfloat16 inputs; float16 has too short a range for products with states."""
+    common = jnp.result_type(inputs.q, inputs.k, inputs.v)
+    return functools.partial(_product, operand=common if common == jnp.bfloat16 else state.dtype, result=state.dtype)
 
 
-def _carry_states(added_BxHxMxKxV, initial_BxHxKxV, decays: ChunkDecays, reverse: bool):
+def _carry(added_BxHxMxKxV, start_BxHxKxV, decays: ChunkDecays, reverse: bool):
     """Scan of the states over the chunks: the state before every chunk in the scan's direction, and the last one."""
 
     def body(state, xs):
@@ -76,35 +100,35 @@ def _carry_states(added_BxHxMxKxV, initial_BxHxKxV, decays: ChunkDecays, reverse
             kept = jnp.where(survives[:, None, None, None], kept, 0)
         return kept + added, state
 
-    survives_MxB = None if decays.survives_BxM is None else decays.survives_BxM.T
-    xs = (jnp.moveaxis(added_BxHxMxKxV, 2, 0), jnp.moveaxis(decays.log_whole_BxHxM, 2, 0), survives_MxB)
-    last, before_MxBxHxKxV = jax.lax.scan(body, initial_BxHxKxV, xs, reverse=reverse)
+    survives_MxB = None if decays.survives is None else decays.survives.T
+    xs = (jnp.moveaxis(added_BxHxMxKxV, 2, 0), jnp.moveaxis(decays.log_whole, 2, 0), survives_MxB)
+    last, before_MxBxHxKxV = jax.lax.scan(body, start_BxHxKxV, xs, reverse=reverse)
     return jnp.moveaxis(before_MxBxHxKxV, 0, 2), last
 
 
-def _forward(q, k, v, log_decay, eta, initial_state, reset, chunk: int):
-    """y, final state and the states at the chunks' entries."""
-    num_tokens = q.shape[1]
-    product = functools.partial(_product, operand=_operand_dtype(q, k, v, initial_state), result=initial_state.dtype)
-    tokens = _cut(q, k, v, log_decay, eta, reset, chunk)
-    decays = tokens.decays
-    weight = (decays.to_exit_BxHxMxC * tokens.eta_BxHxMxC)[..., None]
-    written = product("bhmck,bhmcv->bhmkv", tokens.k_BxHxMxCxK * weight, tokens.v_BxHxMxCxV)
-    entry, final = _carry_states(written, initial_state, decays, reverse=False)
-    scores = product("bhmik,bhmjk->bhmij", tokens.q_BxHxMxCxK, tokens.k_BxHxMxCxK)
-    scores = scores * decays.between_BxHxMxCxC * tokens.eta_BxHxMxC[..., None, :]
-    y = product("bhmij,bhmjv->bhmiv", scores, tokens.v_BxHxMxCxV)
-    recalled = product("bhmik,bhmkv->bhmiv", tokens.q_BxHxMxCxK, entry)
-    y = y + decays.from_entry_BxHxMxC[..., None] * recalled
-    return _join(y, num_tokens).astype(v.dtype), final, entry
+def _entry_states(chunks: _Chunks, state, product):
+    weight = (chunks.decays.to_exit * chunks.eta)[..., None]
+    written = product("bhmck,bhmcv->bhmkv", chunks.k * weight, chunks.v)
+    return _carry(written, state, chunks.decays, reverse=False)
+
+
+def _segment_forward(inputs: _Inputs, state, chunk: int):
+    """y of one segment and the state after it."""
+    product = _products(inputs, state)
+    chunks = _cut(inputs, chunk)
+    entry, state = _entry_states(chunks, state, product)
+    scores = product("bhmik,bhmjk->bhmij", chunks.q, chunks.k) * chunks.decays.between * chunks.eta[..., None, :]
+    recalled = product("bhmik,bhmkv->bhmiv", chunks.q, entry)
+    y = product("bhmij,bhmjv->bhmiv", scores, chunks.v) + chunks.decays.from_entry[..., None] * recalled
+    return _join(y).astype(inputs.v.dtype), state
 
 
 def _log_decay_cotangent(pairs, from_entry, to_exit, through) -> jax.Array:
     """Cotangent of the log decays from the products that each decay takes part in.
 
     pairs_ij: cotangent times value of the path from token j to readout i; from_entry_i: from the entry state to readout
-    i; to_exit_j: from token j to the exit state; through: from entry to exit. The decay of token t lies on the paths with
-    j < t <= i. They are summed as such: the usual short cut, differences of row and column sums, cancels.
+    i; to_exit_j: from token j to the exit state; through: from entry to exit. The decay of token t lies on the paths
+    with j < t <= i. They are summed as such: the usual short cut, differences of row and column sums, cancels.
     """
     chunk = pairs.shape[-1]
     at_or_after = jnp.triu(jnp.ones((chunk, chunk), pairs.dtype))
@@ -117,58 +141,110 @@ def _log_decay_cotangent(pairs, from_entry, to_exit, through) -> jax.Array:
     return inside + read + stored + through[..., None]
 
 
-def _backward(chunk: int, residuals, cotangents):
-    q, k, v, log_decay, eta, reset, entry = residuals
-    dy, dfinal = cotangents
-    num_tokens, result = q.shape[1], entry.dtype
-    product = functools.partial(_product, operand=_operand_dtype(q, k, v, entry), result=result)
-    tokens = _cut(q, k, v, log_decay, eta, reset, chunk)
-    qc, kc, vc, ec, decays = tokens
-    dyc = _split(dy, chunk)
-    from_entry = decays.from_entry_BxHxMxC[..., None]
-    weight = (decays.to_exit_BxHxMxC * ec)[..., None]
+def _segment_backward(inputs: _Inputs, state, dy, dstate, chunk: int):
+    """Cotangents of the inputs of one segment and of the state before it."""
+    product = _products(inputs, state)
+    chunks = _cut(inputs, chunk)
+    decays, eta_j = chunks.decays, chunks.eta[..., None, :]
+    dy = _split(dy, chunk)
+    from_entry = decays.from_entry[..., None]
+    weight = (decays.to_exit * chunks.eta)[..., None]
+    entry, _ = _entry_states(chunks, state, product)
+    dexit, dstate = _carry(product("bhmck,bhmcv->bhmkv", chunks.q * from_entry, dy), dstate, decays, reverse=True)
 
-    dstate = product("bhmck,bhmcv->bhmkv", qc * from_entry, dyc)
-    dexit, dinitial = _carry_states(dstate, dfinal, decays, reverse=True)
-
-    scores = product("bhmik,bhmjk->bhmij", qc, kc) * decays.between_BxHxMxCxC
-    dscores = product("bhmiv,bhmjv->bhmij", dyc, vc)
+    scores = product("bhmik,bhmjk->bhmij", chunks.q, chunks.k) * decays.between
+    dscores = product("bhmiv,bhmjv->bhmij", dy, chunks.v)
     paths = scores * dscores
-    dscores = dscores * decays.between_BxHxMxCxC * ec[..., None, :]
-    scores = scores * ec[..., None, :]
+    scores, dscores = scores * eta_j, dscores * decays.between * eta_j
 
-    dq_entry = from_entry * product("bhmiv,bhmkv->bhmik", dyc, entry)
-    dk_exit = product("bhmjv,bhmkv->bhmjk", vc, dexit)
-    dq = dq_entry + product("bhmij,bhmjk->bhmik", dscores, kc)
-    dk = weight * dk_exit + product("bhmij,bhmik->bhmjk", dscores, qc)
-    dv = weight * product("bhmjk,bhmkv->bhmjv", kc, dexit) + product("bhmij,bhmiv->bhmjv", scores, dyc)
+    dq_entry = from_entry * product("bhmiv,bhmkv->bhmik", dy, entry)
+    dk_exit = product("bhmjv,bhmkv->bhmjk", chunks.v, dexit)
+    dq = dq_entry + product("bhmij,bhmjk->bhmik", dscores, chunks.k)
+    dk = weight * dk_exit + product("bhmij,bhmik->bhmjk", dscores, chunks.q)
+    dv = weight * product("bhmjk,bhmkv->bhmjv", chunks.k, dexit) + product("bhmij,bhmiv->bhmjv", scores, dy)
 
-    stored = decays.to_exit_BxHxMxC * jnp.sum(kc.astype(result) * dk_exit, axis=-1)
+    stored = decays.to_exit * jnp.sum(chunks.k.astype(state.dtype) * dk_exit, axis=-1)
     deta = jnp.sum(paths, axis=-2) + stored
-    through = jnp.exp(decays.log_whole_BxHxM) * jnp.sum(entry * dexit, axis=(-2, -1))
-    if decays.survives_BxM is not None:
-        through = jnp.where(decays.survives_BxM[:, None], through, 0)
-    read = jnp.sum(qc.astype(result) * dq_entry, axis=-1)
-    dlog_decay = _log_decay_cotangent(paths * ec[..., None, :], read, stored * ec, through)
-
-    def like(x, primal):
-        return _join(x, num_tokens).astype(primal.dtype)
-
-    return like(dq, q), like(dk, k), like(dv, v), like(dlog_decay, log_decay), like(deta, eta), dinitial, None
+    through = jnp.exp(decays.log_whole) * jnp.sum(entry * dexit, axis=(-2, -1))
+    if decays.survives is not None:
+        through = jnp.where(decays.survives[:, None], through, 0)
+    read = jnp.sum(chunks.q.astype(state.dtype) * dq_entry, axis=-1)
+    dlog_decay = _log_decay_cotangent(paths * eta_j, read, stored * chunks.eta, through)
+    gradients = (dq, dk, dv, dlog_decay, deta)
+    return tuple(_join(d).astype(x.dtype) for d, x in zip(gradients, inputs[:5], strict=True)), dstate
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(7,))
-def _scan(q, k, v, log_decay, eta, initial_state, reset, chunk: int):
-    y, final, _ = _forward(q, k, v, log_decay, eta, initial_state, reset, chunk)
+def _segments(x, plan: _Plan):
+    """Pads every (B, N, ...) of a tree to whole segments; a padded token writes nothing and decays nothing."""
+    return jax.tree.map(lambda a: pad_tokens(a, plan.chunk * plan.chunks), x)
+
+
+def _take(x, plan: _Plan, index):
+    """Segment number index of every (B, N, ...) of a tree."""
+    tokens = plan.chunk * plan.chunks
+    return jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, index * tokens, tokens, axis=1), x)
+
+
+def _concatenate(x, num_tokens: int):
+    """Segments (S, B, T, ...) of every array of a tree put back together: (B, N, ...)."""
+
+    def joined(a):
+        a = jnp.moveaxis(a, 0, 1)
+        return a.reshape(a.shape[0], a.shape[1] * a.shape[2], *a.shape[3:])[:, :num_tokens]
+
+    return jax.tree.map(joined, x)
+
+
+def _forward(inputs: _Inputs, initial_state, plan: _Plan):
+    """y, final state, and the states before every segment (S, B, H, K, V)."""
+    padded = _segments(inputs, plan)
+
+    def body(state, index):
+        y, after = _segment_forward(_take(padded, plan, index), state, plan.chunk)
+        return after, (y, state)
+
+    segments = jnp.arange(padded.q.shape[1] // (plan.chunk * plan.chunks))
+    final, (y, entries) = jax.lax.scan(body, initial_state, segments)
+    return _concatenate(y, inputs.q.shape[1]), final, entries
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _scan(inputs: _Inputs, initial_state, plan: _Plan):
+    y, final, _ = _forward(inputs, initial_state, plan)
     return y, final
 
 
-def _scan_fwd(q, k, v, log_decay, eta, initial_state, reset, chunk: int):
-    y, final, entry = _forward(q, k, v, log_decay, eta, initial_state, reset, chunk)
-    return (y, final), (q, k, v, log_decay, eta, reset, entry)
+def _scan_fwd(inputs: _Inputs, initial_state, plan: _Plan):
+    y, final, entries = _forward(inputs, initial_state, plan)
+    return (y, final), (inputs, entries)
 
 
-_scan.defvjp(_scan_fwd, _backward)
+def _scan_bwd(plan: _Plan, residuals, cotangents):
+    inputs, entries = residuals
+    dy, dfinal = cotangents
+    padded = _segments((inputs, dy), plan)
+
+    def body(dstate, xs):
+        index, state = xs
+        segment, dy = _take(padded, plan, index)
+        gradients, dstate = _segment_backward(segment, state, dy, dstate, plan.chunk)
+        return dstate, gradients
+
+    dinitial, gradients = jax.lax.scan(body, dfinal, (jnp.arange(entries.shape[0]), entries), reverse=True)
+    return _Inputs(*_concatenate(gradients, inputs.q.shape[1]), None), dinitial
+
+
+_scan.defvjp(_scan_fwd, _scan_bwd)
+
+
+def _make_plan(shape: tuple[int, ...], chunk: int, rows: int | None) -> _Plan:
+    batch, num_tokens, heads = shape[:3]
+    if rows is None:
+        rows = _ROWS_CPU if registry.default_device().platform == "cpu" else _ROWS_ELSEWHERE
+    chunk = min(chunk, num_tokens)
+    chunks = math.ceil(num_tokens / chunk)
+    segments = math.ceil(chunks / max(1, rows // (batch * heads * chunk)))
+    return _Plan(chunk, math.ceil(chunks / segments))
 
 
 def scan(
@@ -181,7 +257,13 @@ def scan(
     reset_BxN: jax.Array | None,
     *,
     chunk: int = CHUNK,
+    rows: int | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """The Hebbian scan in chunks; arguments and result as naive.scan, gradients by the hand-written backward."""
-    chunk = min(chunk, q_BxNxHxK.shape[1])
-    return _scan(q_BxNxHxK, k_BxNxHxK, v_BxNxHxV, log_decay_BxNxH, eta_BxNxH, initial_state_BxHxKxV, reset_BxN, chunk)
+    """The Hebbian scan in chunks; arguments and result as naive.scan, gradients by the hand-written backward.
+
+    chunk is the tokens of a chunk, rows the tokens x heads x batch rows of a segment (None: by device).
+    """
+    inputs = _Inputs(q_BxNxHxK, k_BxNxHxK, v_BxNxHxV, log_decay_BxNxH, eta_BxNxH, reset_BxN)
+    if q_BxNxHxK.shape[-1] * v_BxNxHxV.shape[-1] <= narrow.LARGEST_STATE:
+        return narrow.scan(*inputs[:5], initial_state_BxHxKxV, reset_BxN)
+    return _scan(inputs, initial_state_BxHxKxV, _make_plan(q_BxNxHxK.shape, chunk, rows))

@@ -2,10 +2,10 @@
 
 The decay from position j to i is exp(a_{j+1} + ... + a_i). As a difference of cumulative sums it loses everything the
 large terms before j rounded away: after thirty steps of 50 a float32 sum is known to 1e-4, and so would be every later
-decay. Here each a is cut in two at a fixed power of two, a = high + low. The high parts are multiples of that quantum and
-bounded, so their cumulative sums, and the differences of those, are exact in the float format; the low parts are smaller
-than the quantum, so their sums err by less than 1e-8. A step below the floor (where exp is zero in the format anyway)
-counts as the floor, which is what bounds the high parts.
+decay. Here each a is cut in two at a fixed power of two, a = high + low. The high parts are multiples of that quantum
+and bounded, so their cumulative sums, and the differences of those, are exact in the float format; the low parts are
+smaller than the quantum, so their sums err by less than 1e-8. A step below the floor (where exp is zero in the format
+anyway) counts as the floor, which is what bounds the high parts.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ import jax.numpy as jnp
 class ChunkDecays(NamedTuple):
     """Decay factors of M chunks of C positions, all in [0, 1]; resets inside the chunk are already cut out.
 
-    between_BxHxMxCxC[..., i, j] from position j to i (0 for j > i and across a reset); from_entry_BxHxMxC from before the
-    chunk to position i; to_exit_BxHxMxC from j to the chunk's end; log_whole_BxHxM the log decay over the whole chunk;
-    survives_BxM whether the incoming state reaches the chunk's end (None without resets).
+    between (B, H, M, C, C): [..., i, j] from position j to i, 0 for j > i and across a reset.
+    from_entry (B, H, M, C): from before the chunk to position i. to_exit (B, H, M, C): from j to the chunk's end.
+    log_whole (B, H, M): log decay over the whole chunk. survives (B, M): whether the incoming state reaches the
+    chunk's end, None without resets.
     """
 
-    between_BxHxMxCxC: jax.Array
-    from_entry_BxHxMxC: jax.Array
-    to_exit_BxHxMxC: jax.Array
-    log_whole_BxHxM: jax.Array
-    survives_BxM: jax.Array | None
+    between: jax.Array
+    from_entry: jax.Array
+    to_exit: jax.Array
+    log_whole: jax.Array
+    survives: jax.Array | None
 
 
 def split_sums(log_decay: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Cumulative sums along the last axis as an exact high part and a small low part (see the module)."""
-    dtype = log_decay.dtype
-    info = jnp.finfo(dtype)
+    info = jnp.finfo(log_decay.dtype)
     # exp(floor) is below half the smallest subnormal: exactly zero. 128 for float32, 1024 for float64.
     floor = 2.0 ** math.ceil(math.log2(-math.log(float(info.smallest_subnormal)) + 1))
     # The largest sum, floor * C, still has to be a whole number of quanta that the mantissa holds.
@@ -63,11 +63,11 @@ def chunk_decays(log_decay_BxHxMxC: jax.Array, reset_BxMxC: jax.Array | None) ->
         log_to_exit = jnp.where((document_BxMxC == document_BxMxC[..., -1:])[:, None], log_to_exit, -jnp.inf)
     return ChunkDecays(
         # Masked before exp: above the diagonal the sums are positive and exp would overflow.
-        between_BxHxMxCxC=jnp.exp(jnp.where(reached, jnp.minimum(log_between, 0), -jnp.inf)),
-        from_entry_BxHxMxC=jnp.exp(jnp.minimum(log_from_entry, 0)),
-        to_exit_BxHxMxC=jnp.exp(jnp.minimum(log_to_exit, 0)),
-        log_whole_BxHxM=(high + low)[..., -1],
-        survives_BxM=survives,
+        between=jnp.exp(jnp.where(reached, jnp.minimum(log_between, 0), -jnp.inf)),
+        from_entry=jnp.exp(jnp.minimum(log_from_entry, 0)),
+        to_exit=jnp.exp(jnp.minimum(log_to_exit, 0)),
+        log_whole=(high + low)[..., -1],
+        survives=survives,
     )
 
 

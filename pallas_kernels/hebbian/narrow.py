@@ -1,0 +1,96 @@
+"""Hebbian scan for states of a few numbers (K V small): a first-order linear recurrence, all chunks side by side.
+
+Here the dense products of the chunked form would cost C per token to move one number; this form keeps every W_t, which
+is cheap as long as K V is, and does O(1) work per number. The recurrence h_t = exp(a_t) h_{t-1} + b_t has its own
+backward: the same recurrence run from the end.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from pallas_kernels.chunking import from_lanes, lane_chunk_length, pad_tokens, to_lanes
+from pallas_kernels.hebbian.decays import decayed
+
+# Largest K V for which this form is the faster one (measured on CPU).
+LARGEST_STATE = 16
+# Loop iterations fused into one; the loops are short and their bodies small.
+_UNROLL = 4
+
+
+def _keep(log_decay, cut, state):
+    """The part of state (..., K, V) that is left after the decays (...), nothing where cut."""
+    kept = decayed(log_decay[..., None, None], state)
+    return kept if cut is None else jnp.where(cut[..., None, None], 0, kept)
+
+
+def _walk_chunks(log_decay, cut, added, reverse: bool):
+    """Inside the chunks (lanes C first): the recurrence from zero, and log decay and cut from the entry to each position."""
+
+    def body(carry, xs):
+        state, log_fade, gone = carry
+        log_decay_t, cut_t, added_t = xs
+        state = _keep(log_decay_t, cut_t, state) + added_t
+        carry = (state, log_fade + log_decay_t, None if cut_t is None else gone | cut_t)
+        return carry, carry
+
+    start = jax.tree.map(lambda x: jnp.zeros_like(x[0]), (added, log_decay, cut))
+    _, walked = jax.lax.scan(body, start, (log_decay, cut, added), reverse=reverse, unroll=_UNROLL)
+    return walked
+
+
+def _recurrence(log_decay_BxNxH, cut_BxNx1, added_BxNxHxKxV, initial_BxHxKxV, reverse: bool):
+    """h_t = exp(log_decay_t) h_before + added_t for all t, h_before being 0 at a cut and that of t + 1 in reverse."""
+    num_tokens = log_decay_BxNxH.shape[1]
+    chunk = lane_chunk_length(num_tokens)
+    lanes = jax.tree.map(lambda x: to_lanes(pad_tokens(x, chunk), chunk), (log_decay_BxNxH, cut_BxNx1, added_BxNxHxKxV))
+    local, log_fade, gone = _walk_chunks(*lanes, reverse)
+    last = 0 if reverse else -1
+
+    def across(state, xs):
+        local_m, log_fade_m, gone_m = xs
+        return _keep(log_fade_m, gone_m, state) + local_m, state
+
+    chunks_first = jax.tree.map(lambda x: jnp.moveaxis(x[last], 1, 0), (local, log_fade, gone))
+    _, entries = jax.lax.scan(across, initial_BxHxKxV, chunks_first, reverse=reverse, unroll=_UNROLL)
+    states = local + _keep(log_fade, gone, jnp.moveaxis(entries, 0, 1))
+    return from_lanes(states, num_tokens)
+
+
+@jax.custom_vjp
+def _states(log_decay_BxNxH, cut_BxNx1, added_BxNxHxKxV, initial_BxHxKxV):
+    return _recurrence(log_decay_BxNxH, cut_BxNx1, added_BxNxHxKxV, initial_BxHxKxV, reverse=False)
+
+
+def _states_fwd(log_decay, cut, added, initial):
+    states = _states(log_decay, cut, added, initial)
+    return states, (log_decay, cut, states, initial)
+
+
+def _states_bwd(residuals, cotangent):
+    log_decay, cut, states, initial = residuals
+
+    def following(x):
+        return jnp.pad(x[:, 1:], ((0, 0), (0, 1), (0, 0)))
+
+    shifted_cut = None if cut is None else following(cut)
+    lam = _recurrence(following(log_decay), shifted_cut, cotangent, jnp.zeros_like(initial), reverse=True)
+    before = jnp.concatenate([initial[:, None], states[:, :-1]], axis=1)
+    kept = jnp.exp(log_decay) if cut is None else jnp.where(cut, 0, jnp.exp(log_decay))
+    dlog_decay = kept * jnp.sum(lam * before, axis=(-2, -1))
+    return dlog_decay, None, lam, kept[:, 0, :, None, None] * lam[:, 0]
+
+
+_states.defvjp(_states_fwd, _states_bwd)
+
+
+def scan(q_BxNxHxK, k_BxNxHxK, v_BxNxHxV, log_decay_BxNxH, eta_BxNxH, initial_state_BxHxKxV, reset_BxN):
+    """The Hebbian scan through all its states; arguments and result as naive.scan."""
+    dtype = initial_state_BxHxKxV.dtype
+    q, k, v = (x.astype(dtype) for x in (q_BxNxHxK, k_BxNxHxK, v_BxNxHxV))
+    written = (eta_BxNxH[..., None] * k)[..., :, None] * v[..., None, :]
+    cut = None if reset_BxN is None else reset_BxN[..., None]
+    states = _states(log_decay_BxNxH, cut, written, initial_state_BxHxKxV)
+    y = jnp.sum(q[..., :, None] * states, axis=-2)
+    return y.astype(v_BxNxHxV.dtype), states[:, -1]
