@@ -26,7 +26,10 @@ class Logger:
         """An epoch ended; ``improved``: its validation loss is the best so far."""
 
     def on_checkpoint(self, step: int, epoch: int | None = None) -> None:
-        """A checkpoint was saved at ``step``, and at the end of ``epoch`` (from 1) unless that is None."""
+        """A checkpoint was saved at ``step``, and at the end of ``epoch`` (from 1) unless that is None.
+
+        A run killed from now on resumes there, so what was logged up to here has to be on disk.
+        """
 
     def on_message(self, text: str) -> None:
         """Something a person watching should read, one line."""

@@ -5,6 +5,11 @@ A step record is a dict of Python floats (None where a figure is not available) 
 one entry a layer. An epoch record has the same diagnostics as means over the epoch's steps, and ``train_loss``,
 ``val_loss``, ``learning_rate``, ``epoch_time`` (seconds), ``gamma_histogram`` ({"edges": [bins + 1], "counts":
 [L][bins]}) and ``gamma_heatmap`` ([L][N], the forgetting rate of one validation sequence).
+
+``lyapunov_stable_ratio`` and ``stable_ratio`` are the share of heads whose energy E = ||W||² grew by at most a tenth of
+what was written over the last consolidation interval: E_end - E_start <= 0.1 * sum of max(S_c, 0), where the supply of
+chunk c is S_c = E_c - exp(-2 * its accumulated decay) * E_(c-1). ``energy_change`` is that E_end - E_start.
+``coherence`` is ||W|| over its bound if no two writes cancelled. `phase2_jax.memory.diagnostics` describes the others.
 """
 
 import math
@@ -72,7 +77,16 @@ _EPOCH_TAGS = {f"train/{tag}": key for tag, key in _SHARED_TAGS.items()} | {
     "train/tokens_per_second": "tokens_per_second",
     "val/loss": "val_loss",
 }
-_LAYER_TAGS = {"gamma": "gamma_mean", "snr": "snr_mean", "resonance": "resonant_modes", "stability": "stable_ratio"}
+_LAYER_TAGS = {
+    "gamma": "gamma_mean",
+    "snr": "snr_mean",
+    "resonance": "resonant_modes",
+    "stability": "stable_ratio",
+    "energy": "energy",
+    "energy_change": "energy_change",
+    "coherence": "coherence",
+    "overdamped": "overdamped_ratio",
+}
 
 
 def perplexity(loss: float | None) -> float | None:
@@ -83,8 +97,10 @@ def perplexity(loss: float | None) -> float | None:
 
 
 def batch_tags(record: Record) -> dict[str, float]:
-    """Tag to value of one step: ``batch/*`` and ``gamma/layer_i``, ``snr/layer_i``, ``resonance/layer_i``,
-    ``stability/layer_i``. Figures that are not available or not finite are left out."""
+    """Tag to value of one step: ``batch/*`` and the curves of each layer, ``gamma/layer_i`` and so on.
+
+    Figures that are not available or not finite are left out.
+    """
     tags = {tag: record.get(key) for tag, key in _BATCH_TAGS.items()}
     per_layer = record.get("per_layer") or {}
     for tag, key in _LAYER_TAGS.items():

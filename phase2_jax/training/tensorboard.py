@@ -1,74 +1,102 @@
-"""TensorBoard event files: curves, Γ histograms and heat maps on one step axis, and a dashboard that opens on Γ."""
+"""TensorBoard event files: curves, Γ histograms and heat maps on one step axis, and a dashboard that opens on Γ.
+
+tensorboardX's SummaryWriter hands its events to a thread, and its flush does not wait for it: what a killed run had
+logged before its last checkpoint could be missing from the curves for good. Its parts, used here, write the same files
+at once, without a thread, and take a whole step's curves as one event.
+"""
 
 import json
 import os
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tensorboardX import SummaryWriter
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
+from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
 
 from phase2_jax.training import json_files
 from phase2_jax.training.heatmap_image import gamma_heatmap_image
 from phase2_jax.training.logger_base import Logger
 from phase2_jax.training.records import Record, batch_tags, epoch_tags
 
+_SECONDS_BETWEEN_FLUSHES = 10.0
+
 
 class TensorBoardLogger(Logger):
     """Writes event files whose every point is at its global step.
 
     Args:
-        logdir: folder of the event files.
+        logdir: folder of the event files, made if missing.
         every: steps between two points of the batch curves; step 1 has one, too.
     """
 
     def __init__(self, logdir: Path, every: int = 5) -> None:
         self._logdir = logdir
         self._every = every
-        self._writer: SummaryWriter | None = None
+        self._events: EventsWriter | None = None
+        self._flushed = 0.0
 
     def on_start(self, run_info: dict[str, Any]) -> None:
         start_step = run_info.get("start_step", 0)
-        # A killed session may have logged steps that its checkpoint does not hold: readers drop what purge_step names.
-        # Files are read in the order of their names, and two sessions within a second differ in the suffix only.
-        writer = SummaryWriter(
-            logdir=str(self._logdir),
-            purge_step=start_step + 1 if start_step else None,
-            filename_suffix=f".{start_step:010d}.{os.getpid()}",
-            flush_secs=20,
-        )
-        writer.add_custom_scalars(_layout())
-        writer.add_text("hyperparameters", _as_table(run_info.get("hyperparameters", {})), start_step)
-        writer.flush()
-        self._writer = writer
+        self._logdir.mkdir(parents=True, exist_ok=True)
+        # Files are read in the order of their names, and sessions within one second differ in the suffix only.
+        suffix = f".{start_step:010d}.{os.getpid()}"
+        self._events = EventsWriter(str(self._logdir / "events"), filename_suffix=suffix)
+        if start_step:
+            # A killed session may have logged steps that its checkpoint does not hold: readers drop them here.
+            restart = SessionLog(status=SessionLog.START)
+            self._events.write_event(Event(wall_time=time.time(), step=start_step + 1, session_log=restart))
+        self._write(summary.custom_scalars(_layout()), start_step)
+        self._write(summary.text("hyperparameters", _as_table(run_info.get("hyperparameters", {}))), start_step)
+        self._flush()
 
     def on_step(self, record: Record, batch_index: int, num_batches: int) -> None:
         step = record["step"]
-        if self._writer is None or (step % self._every and step != 1):
+        if step % self._every and step != 1:
             return
-        for tag, value in batch_tags(record).items():
-            self._writer.add_scalar(tag, value, step)
+        self._write(_scalars(batch_tags(record)), step)
+        if time.monotonic() - self._flushed > _SECONDS_BETWEEN_FLUSHES:
+            self._flush()
 
     def on_epoch(self, record: Record, improved: bool) -> None:
-        if self._writer is None:
-            return
         step = record["step"]
-        for tag, value in epoch_tags(record).items():
-            self._writer.add_scalar(tag, value, step)
+        self._write(_scalars(epoch_tags(record)), step)
         if record.get("gamma_histogram"):
-            _add_histograms(self._writer, record["gamma_histogram"], step)
+            for histogram in _histograms(record["gamma_histogram"]):
+                self._write(histogram, step)
         if record.get("gamma_heatmap"):
-            gamma_LxN = np.array(record["gamma_heatmap"], dtype=np.float64)
-            self._writer.add_image("gamma_heatmap", gamma_heatmap_image(gamma_LxN), step, dataformats="HWC")
-        self._writer.flush()
+            pixels = gamma_heatmap_image(np.array(record["gamma_heatmap"], dtype=np.float64))
+            self._write(summary.image("gamma_heatmap", pixels, dataformats="HWC"), step)
+        self._flush()
+
+    def on_checkpoint(self, step: int, epoch: int | None = None) -> None:
+        self._flush()
 
     def close(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+        if self._events is not None:
+            self._events.close()
+            self._events = None
+
+    def _flush(self) -> None:
+        if self._events is not None:
+            self._events.flush()
+            self._flushed = time.monotonic()
+
+    def _write(self, values: Summary, step: int) -> None:
+        if self._events is not None:
+            self._events.write_event(Event(wall_time=time.time(), step=step, summary=values))
 
 
-def _add_histograms(writer: SummaryWriter, histogram: dict[str, Any], step: int) -> None:
+def _scalars(tags: dict[str, float]) -> Summary:
+    return Summary(value=[Summary.Value(tag=tag, simple_value=value) for tag, value in tags.items()])
+
+
+def _histograms(histogram: dict[str, Any]) -> Iterator[Summary]:
+    """One histogram a layer, from the first filled bin to the last; sums are those of the bins' middles."""
     edges = np.asarray(histogram["edges"], dtype=np.float64)
     middles = 0.5 * (edges[1:] + edges[:-1])
     for layer, layer_counts in enumerate(histogram["counts"]):
@@ -77,7 +105,7 @@ def _add_histograms(writer: SummaryWriter, histogram: dict[str, Any], step: int)
         if filled.size == 0:
             continue
         used = slice(filled[0], filled[-1] + 1)
-        writer.add_histogram_raw(
+        yield summary.histogram_raw(
             f"gamma_histogram/layer_{layer}",
             min=float(edges[used.start]),
             max=float(edges[used.stop]),
@@ -86,7 +114,6 @@ def _add_histograms(writer: SummaryWriter, histogram: dict[str, Any], step: int)
             sum_squares=float(counts @ middles**2),
             bucket_limits=edges[1:][used].tolist(),
             bucket_counts=counts[used].tolist(),
-            global_step=step,
         )
 
 
@@ -113,7 +140,8 @@ def _layout() -> dict[str, dict[str, list[Any]]]:
             "SNR per layer": per_layer("snr"),
             "resonant modes per layer": per_layer("resonance"),
             "Lyapunov-stable share per layer": per_layer("stability"),
-            "fast-weight energy": lines("batch/fast_weight_energy"),
+            "fast-weight energy per layer": per_layer("energy"),
+            "coherence per layer": per_layer("coherence"),
         },
     }
 

@@ -56,7 +56,7 @@ class WandbLogger(Logger):
         if getattr(self._run, "disabled", False):
             _log.warning("W&B logging is off: W&B itself is disabled (WANDB_MODE)")
         elif getattr(self._run, "offline", False):
-            _log.warning("W&B is offline: the run stays in %s until `wandb sync` sends it", self._run.dir)
+            _log.warning("W&B is offline: the run stays in %s until `wandb sync` sends it", Path(self._run.dir).parent)
 
     def on_step(self, record: Record, batch_index: int, num_batches: int) -> None:
         step = record["step"]

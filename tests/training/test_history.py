@@ -264,8 +264,10 @@ def test_tags_are_those_of_the_original_and_leave_out_what_is_missing() -> None:
     for name in (*original.split(), "stability_ratio", "fast_weight_energy"):
         assert f"batch/{name}" in tags
     assert not {"batch/vram_mb", "batch/mfu"} & tags.keys()
-    assert tags["gamma/layer_2"] == step_record(1)["per_layer"]["gamma_mean"][2]
-    assert {f"{kind}/layer_0" for kind in ("snr", "resonance", "stability")} <= tags.keys()
+    layers = {"gamma": "gamma_mean", "snr": "snr_mean", "resonance": "resonant_modes", "stability": "stable_ratio"}
+    same = {key: key for key in ("energy", "energy_change", "coherence")} | {"overdamped": "overdamped_ratio"}
+    for tag, key in (layers | same).items():
+        assert [tags[f"{tag}/layer_{layer}"] for layer in range(LAYERS)] == step_record(1)["per_layer"][key]
     record = epoch_record(1)
     tags = epoch_tags(record)
     assert tags["val/perplexity"] == math.exp(2.0)

@@ -91,17 +91,28 @@ def test_resume_leaves_no_doubled_and_no_orphan_points(tmp_path: Path, log_steps
     log_steps(killed, 1, 24)
     killed.close()
     # The last checkpoint was at step 12; the rest of the first session, its second epoch too, is done again.
+    before = len(list(tmp_path.iterdir()))
     resumed = TensorBoardLogger(tmp_path, every=5)
     resumed.on_start({"start_step": 12})
     log_steps(resumed, 13, 18)
     resumed.close()
-    assert len(list(tmp_path.iterdir())) == 2  # the second writer did not take the first one's file
+    assert len(list(tmp_path.iterdir())) == before + 1  # the second writer did not take the first one's file
     events = read(tmp_path)
     assert [step for step, _ in points(events, "batch/loss")] == [1, 5, 10, 15]
     assert [step for step, _ in points(events, "gamma/layer_0")] == [1, 5, 10, 15]
     assert [step for step, _ in points(events, "val/loss")] == [10]
     assert [event.step for event in events.Histograms("gamma_histogram/layer_0")] == [10]
     assert [event.step for event in events.Images("gamma_heatmap")] == [10]
+
+
+def test_checkpoint_brings_the_curves_so_far_to_disk(tmp_path: Path, log_steps: LogSteps) -> None:
+    logger = TensorBoardLogger(tmp_path, every=1)
+    logger.on_start({})
+    log_steps(logger, 1, 9)
+    logger.on_checkpoint(9)
+    # Read while the writer is open, as after a kill.
+    assert [step for step, _ in points(read(tmp_path), "batch/loss")] == list(range(1, 10))
+    logger.close()
 
 
 def test_epoch_without_pictures_or_figures_is_logged(tmp_path: Path, epoch_record: MakeRecord) -> None:

@@ -31,7 +31,7 @@ class FakeRun:
         self.finished = 0
 
     def log(self, tags: dict[str, float], step: int) -> None:
-        if step == self.fail_at:
+        if self.fail_at is not None and step >= self.fail_at:
             raise FakeError("connection\nlost")
         self.logged.append((step, tags))
 
