@@ -46,10 +46,10 @@ class TensorBoardLogger(Logger):
         # Files are read in the order of their names, and sessions within one second differ in the suffix only.
         suffix = f".{start_step:010d}.{os.getpid()}"
         self._events = EventsWriter(str(self._logdir / "events"), filename_suffix=suffix)
-        if start_step:
-            # A killed session may have logged steps that its checkpoint does not hold: readers drop them here.
-            restart = SessionLog(status=SessionLog.START)
-            self._events.write_event(Event(wall_time=time.time(), step=start_step + 1, session_log=restart))
+        # A killed session may have logged steps that its checkpoint does not hold: at the start of a later session readers
+        # drop what lies at its step or beyond. TensorBoard itself needs a start in the first session, too, to see a later.
+        start = Event(wall_time=time.time(), step=start_step + 1, session_log=SessionLog(status=SessionLog.START))
+        self._events.write_event(start)
         self._write(summary.custom_scalars(_layout()), start_step)
         self._write(summary.text("hyperparameters", _as_table(run_info.get("hyperparameters", {}))), start_step)
         self._flush()

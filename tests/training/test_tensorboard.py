@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from tensorboard.backend.event_processing import plugin_event_accumulator
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
 
@@ -98,11 +99,16 @@ def test_resume_leaves_no_doubled_and_no_orphan_points(tmp_path: Path, log_steps
     resumed.close()
     assert len(list(tmp_path.iterdir())) == before + 1  # the second writer did not take the first one's file
     events = read(tmp_path)
-    assert [step for step, _ in points(events, "batch/loss")] == [1, 5, 10, 15]
-    assert [step for step, _ in points(events, "gamma/layer_0")] == [1, 5, 10, 15]
-    assert [step for step, _ in points(events, "val/loss")] == [10]
+    # TensorBoard's own server reads everything as tensors, and tells sessions apart by other rules.
+    server = plugin_event_accumulator.EventAccumulator(str(tmp_path), size_guidance={"tensors": 0}).Reload()
+    for tag in ("batch/loss", "gamma/layer_0"):
+        assert [event.step for event in events.Scalars(tag)] == [1, 5, 10, 15]
+        assert [event.step for event in server.Tensors(tag)] == [1, 5, 10, 15]
+    assert [event.step for event in events.Scalars("val/loss")] == [10]
     assert [event.step for event in events.Histograms("gamma_histogram/layer_0")] == [10]
     assert [event.step for event in events.Images("gamma_heatmap")] == [10]
+    for tag in ("val/loss", "gamma_histogram/layer_0", "gamma_heatmap"):
+        assert [event.step for event in server.Tensors(tag)] == [10]
 
 
 def test_checkpoint_brings_the_curves_so_far_to_disk(tmp_path: Path, log_steps: LogSteps) -> None:
