@@ -109,7 +109,6 @@ def test_without_metrics_file_the_epochs_are_drawn(tmp_path: Path) -> None:
     curves = read_step_curves(tmp_path / "metrics.jsonl")
     assert xs(gamma_evolution(history, curves).axes[0].get_lines()[0]) == [5, 10, 15]
     assert xs(learning_curves(history, curves).axes[2].get_lines()[0]) == [5, 10, 15]
-    assert len(write_plots(tmp_path)) == 2
 
 
 def test_missing_figures_are_said_to_be_missing(tmp_path: Path) -> None:
