@@ -1,4 +1,6 @@
-"""Computes phase2_jax/physics/zeta_zeros.npy and the note of its provenance beside it. 2,048 zeros take about half an hour on one core.
+"""Computes phase2_jax/physics/zeta_zeros.npy and the note of its provenance beside it.
+
+2,048 zeros take about half an hour on one core.
 
 usage: python tools/make_zeta_table.py [NUMBER_OF_ZEROS]
 """
@@ -11,9 +13,10 @@ import numpy as np
 
 DESTINATION = Path(__file__).parents[1] / "phase2_jax" / "physics" / "zeta_zeros.npy"
 DIGITS = 25
-PROVENANCE = """zeta_zeros.npy: imaginary parts of the first {count} zeros of the Riemann zeta function on the critical line, in order, float64.
-Computed with mpmath.zetazero (mpmath {version}) at {digits} significant digits, each then rounded to the nearest float64,
-by tools/make_zeta_table.py. From {first} to {last}.
+PROVENANCE = """\
+zeta_zeros.npy: imaginary parts of the first {count} zeros of the Riemann zeta function on the critical line, in order,
+float64, from {first} to {last}. Computed by tools/make_zeta_table.py with mpmath.zetazero
+(mpmath {version}) at {digits} significant digits, each then rounded to the nearest float64.
 """
 
 

@@ -1,4 +1,4 @@
-"""What the model takes from the zeros ½ + iζ_j of Riemann's zeta function: frequencies, a spectrum and a unitary basis."""
+"""What the model takes from the zeros ½ + iζ_j of Riemann's zeta function: frequencies, a spectrum, a unitary basis."""
 
 import functools
 from importlib import resources
@@ -34,7 +34,10 @@ def zeta_zeros(n: int) -> np.ndarray:
 
 
 def riemann_siegel_theta(t: np.ndarray) -> np.ndarray:
-    """θ(t) = Im ln Γ(¼ + it/2) − (t/2)·ln π in radians, float64, for t ≥ 0; π·(θ/π + 1) counts zeros up to height t on average."""
+    """θ(t) = Im ln Γ(¼ + it/2) − (t/2)·ln π in radians, float64, for t ≥ 0.
+
+    On average θ(t)/π + 1 zeros lie below height t.
+    """
     t = np.asarray(t, np.float64)
     return loggamma(0.25 + 0.5j * t).imag - 0.5 * t * np.log(np.pi)
 
@@ -58,7 +61,7 @@ def _frequency_words(zeros: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def position_embedding(positions: jax.Array | np.ndarray, width: int, zeros: np.ndarray | None = None) -> jax.Array:
     """sin and cos of position·ζ_i/2π radians, interleaved: column 2i is the sine, column 2i + 1 the cosine.
 
-    The phase is reduced modulo one turn in 32-bit integers, so it is as good at position 2³¹ (within 4e-5 rad) as at the start; in
+    The phase is reduced modulo one turn in 32-bit integers, so it holds to the last position (4e-5 rad at 2³¹); in
     float32 it would be noise from a few hundred thousand tokens on.
 
     Args:
@@ -79,7 +82,7 @@ def position_embedding(positions: jax.Array | np.ndarray, width: int, zeros: np.
         raise ValueError(f"width {width} needs {width // 2} zeros, got shape {zeros.shape}")
     upper, lower = (jnp.asarray(word) for word in _frequency_words(zeros))
     position = jnp.asarray(positions).astype(jnp.uint32)[..., None]
-    # (position · fraction) >> 16 modulo 2³²; the lower word's share is itself put together from two products that fit 32 bits.
+    # (position · fraction) >> 16 modulo 2³²; the lower word's share comes from two products that fit 32 bits.
     carried = (position >> 16) * lower + (((position & 0xFFFF) * lower) >> 16)
     phase = position * upper + carried
     turn = jax.lax.bitcast_convert_type(phase, jnp.int32).astype(jnp.float32)
@@ -88,8 +91,9 @@ def position_embedding(positions: jax.Array | np.ndarray, width: int, zeros: np.
 
 
 def zeta_initializer(standard: jax.nn.initializers.Initializer) -> jax.nn.initializers.Initializer:
-    """Initialiser of matrices with singular values ∝ 1/ζ_i and the singular vectors and Frobenius norm of a draw from `standard`.
+    """Initialiser of matrices with singular values ∝ 1/ζ_i.
 
+    Singular vectors and Frobenius norm are those of a draw from `standard`.
     The last axis is one side of the matrix, all others together the other side.
 
     Raises (when called):
@@ -110,9 +114,10 @@ def zeta_initializer(standard: jax.nn.initializers.Initializer) -> jax.nn.initia
 
 
 def frequency_matrix(size: int) -> np.ndarray:
-    """exp(2πi·x_j·k/K)/√K of row k and column j for the first K unfolded zeros, `(K, K)` complex128; nearly a Fourier matrix.
+    """exp(2πi·x_j·k/K)/√K of row k and column j for the first K unfolded zeros, `(K, K)` complex128; nearly Fourier.
 
-    Unfolding is what makes it well conditioned: 2.7 at K = 32, 6.3 at 256, 12 at 1,024. Raw zeros modulo K nearly collide (up to 1e15).
+    Unfolding is what makes it well conditioned: 2.7 at K = 32, 6.3 at 256, 12 at 1,024. Raw zeros modulo K nearly
+    collide, with condition numbers up to 1e15.
     """
     rows = np.arange(size)[:, None]
     return np.exp(2j * np.pi / size * rows * unfolded_zeros(size)) / np.sqrt(size)
@@ -120,9 +125,10 @@ def frequency_matrix(size: int) -> np.ndarray:
 
 @functools.cache
 def resonance_basis(size: int) -> np.ndarray:
-    """The unitary matrix nearest to `frequency_matrix(size)` (its polar factor), `(K, K)` complex128, read-only; column j is mode j.
+    """The unitary matrix nearest to `frequency_matrix(size)`, `(K, K)` complex128, read-only; column j is mode j.
 
-    The nearest one keeps each column at its own frequency; a QR factorisation would smear later columns over all earlier ones.
+    It is the unitary polar factor, which keeps each column at its own frequency; a QR factorisation would smear later
+    columns over all earlier ones.
 
     Raises:
       ValueError: size is beyond the table.

@@ -10,21 +10,21 @@ from phase2_jax.physics import zeta
 
 
 def test_table_holds_the_true_zeros_in_order():
-    for n in (1, 2, 10, 127, 649, 1500, 2048):
+    for n in (1, 2, 10, 127, 649, 2048):
         with mpmath.workdps(20):
             assert zeta.zeta_zeros(n)[-1] == float(mpmath.zetazero(n).imag)
     assert np.all(np.diff(zeta.zeta_zeros(2048)) > 0)
 
 
 def test_no_zero_is_missing():
-    # Up to the height of the last one the counting function θ/π + 1 + S has |S| < 2, so a gap or a double would shift all later x_j.
+    # θ/π + 1 counts zeros up to a fluctuation below 2 at these heights, so a gap or a double would shift all later x_j.
     deviation = zeta.unfolded_zeros(2048) - (np.arange(1, 2049) - 0.5)
     assert np.max(np.abs(deviation)) < 1.5
     assert abs(np.mean(deviation[-200:])) < 0.05
 
 
 def test_asking_beyond_the_table_is_refused_with_its_size():
-    with pytest.raises(ValueError, match="9999.*2048"):
+    with pytest.raises(ValueError, match=r"9999.*2048"):
         zeta.zeta_zeros(9999)
     with pytest.raises(ValueError, match="-1"):
         zeta.zeta_zeros(-1)
