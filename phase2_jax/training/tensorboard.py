@@ -47,8 +47,8 @@ class TensorBoardLogger(Logger):
         suffix = f".{start_step:010d}.{os.getpid()}"
         self._events = EventsWriter(str(self._logdir / "events"), filename_suffix=suffix)
         # A killed session may have logged steps that its checkpoint does not hold: where a later session starts,
-        # readers drop what lies at its step or beyond. TensorBoard's server takes the first start it meets for that of the run,
-        # so the first session has one, too.
+        # readers drop what lies at its step or beyond. TensorBoard's server takes the first start it meets for the
+        # run's own, so the first session has one, too.
         start = Event(wall_time=time.time(), step=start_step + 1, session_log=SessionLog(status=SessionLog.START))
         self._events.write_event(start)
         self._write(summary.custom_scalars(_layout()), start_step)
