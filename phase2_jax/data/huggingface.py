@@ -13,7 +13,7 @@ def load_rows(name: str) -> tuple[list[str], list[str]]:
     """Rows of the training and of the validation split; the latter is empty where the data set has none.
 
     Args:
-      name: "name" or "name:config", for example "wikitext:wikitext-2-v1". The column "text" is read.
+      name: "name" or "name:config", for example "Salesforce/wikitext:wikitext-2-v1". The column "text" is read.
 
     Raises:
       UserError: the extra or the network is missing, or there is no such data set, training split or column.

@@ -19,6 +19,11 @@ def text_of(corpus, stream):
     return [corpus.tokenizer.decode(piece) for piece in pieces]
 
 
+def test_the_shipped_text_never_holds_back_a_whole_work():
+    corpus = load_corpus(DataConfig(valid_fraction=0.8))
+    assert len(corpus.train.document_starts) == len(corpus.valid.document_starts) == 3
+
+
 def test_the_shipped_text_holds_back_the_end_of_each_work():
     corpus = load_corpus(DataConfig())
     assert (len(corpus.train), len(corpus.valid)) == (657_425, 73_049)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 PROGRAM = Path(__file__).parents[2] / "benchmarks" / "ngram.py"
@@ -21,7 +21,6 @@ def ngram():
     return module
 
 
-@settings(max_examples=30, deadline=None)
 @given(
     train=st.lists(st.integers(0, 3), min_size=1, max_size=80),
     context=st.lists(st.integers(0, 3), max_size=5),

@@ -11,7 +11,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from phase2_jax.data import Batch, DataConfig, TokenStream, eval_batches, steps_per_epoch, train_dataset, train_iterator
@@ -137,7 +137,6 @@ def test_fresh_rows_are_a_share_of_window_starts_that_differs_from_epoch_to_epoc
     assert at(everywhere, 7)["reset"][:, 0].all()
 
 
-@settings(max_examples=20, deadline=None)
 @given(cases(), st.integers(0, 12), st.integers(0, 5), st.sampled_from(["streams", "windows"]))
 def test_reading_on_from_any_step_gives_the_same_batches(case, start, taken, mode):
     stream, shape = case

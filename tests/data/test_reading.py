@@ -79,6 +79,10 @@ def test_an_undecodable_file_in_a_folder_is_refused_and_not_skipped(tmp_path):
     (tmp_path / "bad.txt").write_bytes(b"\xff\xff")
     with pytest.raises(UserError, match=r"bad\.txt' is not UTF-8"):
         read_one(tmp_path)
+    # Text with zero bytes, which would otherwise pass for binary.
+    (tmp_path / "bad.txt").write_bytes(TEXT.encode("utf-16"))
+    with pytest.raises(UserError, match=r"bad\.txt' is UTF-16"):
+        read_one(tmp_path)
 
 
 def test_a_missing_path_and_folders_without_text_are_refused(tmp_path):

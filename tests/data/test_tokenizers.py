@@ -70,12 +70,15 @@ def tokenizer_json():
         show_progress=False,
     )
     tokenizer.train_from_iterator([LINES * 20], trainer)
+    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+        single="<|end|> $A <|end|>", special_tokens=[("<|end|>", 0)]
+    )
     tokenizer.enable_truncation(4)
     tokenizer.enable_padding(length=8)
     return tokenizer.to_str()
 
 
-def test_a_hugging_face_tokenizer_neither_truncates_nor_pads(tokenizer_json, tmp_path):
+def test_a_hugging_face_tokenizer_neither_truncates_nor_pads_nor_adds(tokenizer_json, tmp_path):
     (tmp_path / "tokenizer.json").write_text(tokenizer_json)
     tokenizer = HuggingFaceTokenizer.from_file(str(tmp_path / "tokenizer.json"))
     text = LINES * 3 + "Übermut<|end|>"
