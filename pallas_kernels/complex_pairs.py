@@ -1,4 +1,4 @@
-"""Complex arithmetic on (re, im) pairs of real arrays; GPU kernels have no complex type, so no form of a scan uses one."""
+"""Complex arithmetic on (re, im) pairs of real arrays: kernels on a GPU have no complex type, so no form uses one."""
 
 from __future__ import annotations
 
@@ -24,9 +24,19 @@ def multiply(a: Pair, b: Pair) -> Pair:
     return a[0] * b[0] - a[1] * b[1], a[0] * b[1] + a[1] * b[0]
 
 
+# Below this a denominator counts as a pole.
+_POLE = 1e-15
+
+
 def reciprocal(a: Pair) -> Pair:
-    """1 / a, scaled by the larger part first: |a|^2 itself overflows (and underflows) long before a does."""
+    """1 / a, scaled by the larger part first: |a|^2 itself overflows (and underflows) long before a does.
+
+    An a closer to zero than 1e-15 counts as -1e-15 i: large and finite, and on the side of the Green's function. Only a
+    chain without damping or with u < 0 can come there, by exact cancellation.
+    """
     size = jnp.maximum(jnp.abs(a[0]), jnp.abs(a[1]))
-    re, im = a[0] / size, a[1] / size
+    pole = size < _POLE
+    size = jnp.where(pole, _POLE, size)
+    re, im = a[0] / size, jnp.where(pole, -1, a[1] / size)
     factor = 1 / (size * (re * re + im * im))
     return re * factor, -im * factor

@@ -11,13 +11,13 @@ import jax
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """What an implementation has to know to say whether it can run.
+    """What an implementation has to know to say whether it can run on device (a jax.Device).
 
     shapes and dtypes name every array of the call after its argument ("q", "log_decay", ...); options holds the
     switches that are not arrays (mode="causal").
     """
 
-    device: jax.Device
+    device: Any
     shapes: Mapping[str, tuple[int, ...]]
     dtypes: Mapping[str, Any]
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -27,7 +27,7 @@ class Problem:
 class Implementation:
     """One way to compute an operation.
 
-    why_not(problem) is None where run computes the problem, otherwise a sentence that tells a user what stands against it.
+    why_not(problem) is None where run computes the problem, otherwise what stands against it, for a user to read.
     """
 
     name: str
@@ -40,8 +40,8 @@ def runs_anywhere(problem: Problem) -> str | None:
     del problem
 
 
-def default_device() -> jax.Device:
-    """Device on which a computation traced now will run, as far as that is known while tracing."""
+def default_device() -> Any:
+    """Device on which a computation traced now will run, as far as that is known while tracing: a jax.Device."""
     chosen = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
     if isinstance(chosen, jax.Device):
         return chosen

@@ -75,8 +75,8 @@ def hebbian_scan(
     """Dissipative Hebbian memory over a sequence: W_t = exp(log_decay_t) W_{t-1} + eta_t k_t v_t^T, y_t = W_t^T q_t.
 
     Args:
-      q_BxNxHxK, k_BxNxHxK, v_BxNxHxV: queries, keys, values; bfloat16, float16, float32 or float64; N >= 1, V may differ
-        from K.
+      q_BxNxHxK, k_BxNxHxK, v_BxNxHxV: queries, keys, values; bfloat16, float16, float32 or float64; N >= 1, V
+        may differ from K.
       log_decay: (B, N, H), or (B, N, 1) for all heads alike; float32, finite, <= 0; minus (rate x time) per token.
       eta: strength of the write, a float or anything that broadcasts to (B, N, H).
       initial_state: (B, H, K, V), the memory before the first token; None is an empty one.

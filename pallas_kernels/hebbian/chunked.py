@@ -25,7 +25,6 @@ from pallas_kernels.chunking import pad_tokens
 from pallas_kernels.hebbian import narrow
 from pallas_kernels.hebbian.decays import ChunkDecays, chunk_decays, decayed
 
-CHUNK = 64
 # Rows (tokens x heads x batch) of a segment: the caches of a CPU, enough parallel work and bounded memory elsewhere.
 _ROWS_CPU = 4096
 _ROWS_ELSEWHERE = 2**20
@@ -185,27 +184,24 @@ def _take(x, plan: _Plan, index):
     return jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, index * tokens, tokens, axis=1), x)
 
 
-def _concatenate(x, num_tokens: int):
-    """Segments (S, B, T, ...) of every array of a tree put back together: (B, N, ...)."""
-
-    def joined(a):
-        a = jnp.moveaxis(a, 0, 1)
-        return a.reshape(a.shape[0], a.shape[1] * a.shape[2], *a.shape[3:])[:, :num_tokens]
-
-    return jax.tree.map(joined, x)
+def _put(buffers, plan: _Plan, index, segment):
+    """The buffers (B, N, ...) of a tree with segment number index filled in; a scan does this in place."""
+    start = plan.chunk * plan.chunks * index
+    return jax.tree.map(lambda a, x: jax.lax.dynamic_update_slice_in_dim(a, x, start, axis=1), buffers, segment)
 
 
 def _forward(inputs: _Inputs, initial_state, plan: _Plan):
     """y, final state, and the states before every segment (S, B, H, K, V)."""
     padded = _segments(inputs, plan)
 
-    def body(state, index):
-        y, after = _segment_forward(_take(padded, plan, index), state, plan.chunk)
-        return after, (y, state)
+    def body(carry, index):
+        y, state = carry
+        y_segment, after = _segment_forward(_take(padded, plan, index), state, plan.chunk)
+        return (_put(y, plan, index, y_segment), after), state
 
     segments = jnp.arange(padded.q.shape[1] // (plan.chunk * plan.chunks))
-    final, (y, entries) = jax.lax.scan(body, initial_state, segments)
-    return _concatenate(y, inputs.q.shape[1]), final, entries
+    (y, final), entries = jax.lax.scan(body, (jnp.zeros_like(padded.v), initial_state), segments)
+    return y[:, : inputs.q.shape[1]], final, entries
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -224,23 +220,31 @@ def _scan_bwd(plan: _Plan, residuals, cotangents):
     dy, dfinal = cotangents
     padded = _segments((inputs, dy), plan)
 
-    def body(dstate, xs):
+    def body(carry, xs):
+        gradients, dstate = carry
         index, state = xs
         segment, dy = _take(padded, plan, index)
-        gradients, dstate = _segment_backward(segment, state, dy, dstate, plan.chunk)
-        return dstate, gradients
+        gradients_segment, dstate = _segment_backward(segment, state, dy, dstate, plan.chunk)
+        return (_put(gradients, plan, index, gradients_segment), dstate), None
 
-    dinitial, gradients = jax.lax.scan(body, dfinal, (jnp.arange(entries.shape[0]), entries), reverse=True)
-    return _Inputs(*_concatenate(gradients, inputs.q.shape[1]), None), dinitial
+    buffers = jax.tree.map(jnp.zeros_like, padded[0][:5])
+    segments = (jnp.arange(entries.shape[0]), entries)
+    (gradients, dinitial), _ = jax.lax.scan(body, (buffers, dfinal), segments, reverse=True)
+    dq, dk, dv, dlog_decay, deta = (d[:, : inputs.q.shape[1]] for d in gradients)
+    return _Inputs(dq, dk, dv, dlog_decay, deta, None), dinitial
 
 
 _scan.defvjp(_scan_fwd, _scan_bwd)
 
 
-def _make_plan(shape: tuple[int, ...], chunk: int, rows: int | None) -> _Plan:
-    batch, num_tokens, heads = shape[:3]
+def _make_plan(shape: tuple[int, ...], width: int, chunk: int | None, rows: int | None) -> _Plan:
+    """Chunks and segments for (B, N, H), by measurement where the caller leaves them open (None)."""
+    batch, num_tokens, heads = shape
+    on_cpu = registry.default_device().platform == "cpu"
+    if chunk is None:
+        chunk = 128 if not on_cpu else 64 if width > 32 else 32
     if rows is None:
-        rows = _ROWS_CPU if registry.default_device().platform == "cpu" else _ROWS_ELSEWHERE
+        rows = _ROWS_CPU if on_cpu else _ROWS_ELSEWHERE
     chunk = min(chunk, num_tokens)
     chunks = math.ceil(num_tokens / chunk)
     segments = math.ceil(chunks / max(1, rows // (batch * heads * chunk)))
@@ -256,14 +260,16 @@ def scan(
     initial_state_BxHxKxV: jax.Array,
     reset_BxN: jax.Array | None,
     *,
-    chunk: int = CHUNK,
+    chunk: int | None = None,
     rows: int | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """The Hebbian scan in chunks; arguments and result as naive.scan, gradients by the hand-written backward.
 
-    chunk is the tokens of a chunk, rows the tokens x heads x batch rows of a segment (None: by device).
+    chunk is the tokens of a chunk, rows the tokens x heads x batch rows of a segment; None chooses by device and width.
     """
     inputs = _Inputs(q_BxNxHxK, k_BxNxHxK, v_BxNxHxV, log_decay_BxNxH, eta_BxNxH, reset_BxN)
-    if q_BxNxHxK.shape[-1] * v_BxNxHxV.shape[-1] <= narrow.LARGEST_STATE:
+    key_width, value_width = q_BxNxHxK.shape[-1], v_BxNxHxV.shape[-1]
+    if key_width * value_width <= narrow.LARGEST_STATE:
         return narrow.scan(*inputs[:5], initial_state_BxHxKxV, reset_BxN)
-    return _scan(inputs, initial_state_BxHxKxV, _make_plan(q_BxNxHxK.shape, chunk, rows))
+    plan = _make_plan(q_BxNxHxK.shape[:3], max(key_width, value_width), chunk, rows)
+    return _scan(inputs, initial_state_BxHxKxV, plan)

@@ -39,7 +39,8 @@ def scan(
     """W_t = exp(log_decay_t) W_{t-1} + eta_t k_t v_t^T and y_t = W_t^T q_t, by lax.scan over the tokens."""
 
     def body(state, xs):
-        y, state = step(*xs[:5], state, xs[5])
+        q, k, v, log_decay, eta, reset = xs
+        y, state = step(q, k, v, log_decay, eta, state, reset)
         return state, y
 
     arrays = (q_BxNxHxK, k_BxNxHxK, v_BxNxHxV, log_decay_BxNxH, eta_BxNxH, reset_BxN)

@@ -26,7 +26,7 @@ def _keep(log_decay, cut, state):
 
 
 def _walk_chunks(log_decay, cut, added, reverse: bool):
-    """Inside the chunks (lanes C first): the recurrence from zero, and log decay and cut from the entry to each position."""
+    """Inside the chunks (C first): the recurrence from zero, and log decay and cut from the entry to each position."""
 
     def body(carry, xs):
         state, log_fade, gone = carry
@@ -45,7 +45,7 @@ def _recurrence(log_decay_BxNxH, cut_BxNx1, added_BxNxHxKxV, initial_BxHxKxV, re
     num_tokens = log_decay_BxNxH.shape[1]
     chunk = lane_chunk_length(num_tokens)
     lanes = jax.tree.map(lambda x: to_lanes(pad_tokens(x, chunk), chunk), (log_decay_BxNxH, cut_BxNx1, added_BxNxHxKxV))
-    local, log_fade, gone = _walk_chunks(*lanes, reverse)
+    local, log_fade, gone = _walk_chunks(lanes[0], lanes[1], lanes[2], reverse)
     last = 0 if reverse else -1
 
     def across(state, xs):

@@ -81,12 +81,13 @@ def resolvent_scan(
     mode "causal": the left-connected g_t = 1 / (v_t - i gamma_t - z - u_t g_{t-1}), from the past alone.
     mode "bidirectional": the exact diagonal G_tt of (H_eff - z)^{-1}, which sees both sides.
 
-    For u >= 0 and gamma + eps > 0 the result is bounded by 1 / (gamma_t + eps), for any input and without clamps. Proof:
-    let Im g_{t-1} >= 0 (true of an empty start; required of initial_g). The denominator d_t = v_t - E - i (gamma_t + eps)
-    - u_t g_{t-1} has Im d_t = -(gamma_t + eps) - u_t Im g_{t-1} <= -(gamma_t + eps) < 0, hence
-    |g_t| = 1 / |d_t| <= 1 / |Im d_t| <= 1 / (gamma_t + eps), and Im g_t = -Im d_t / |d_t|^2 > 0 carries the premise to
-    t + 1. The two-sided G_tt subtracts u_{t+1} gR_{t+1} as well, of the same sign of Im: the same bound holds. For u of
-    either sign the recursion is the same, without the bound.
+    For u >= 0 and gamma + eps > 0 the result is bounded by 1 / (gamma_t + eps), for any input and without clamps.
+    Proof: let Im g_{t-1} >= 0 (true of an empty start; required of initial_g). The denominator
+    d_t = v_t - E - i (gamma_t + eps) - u_t g_{t-1} has
+        Im d_t = -(gamma_t + eps) - u_t Im g_{t-1} <= -(gamma_t + eps) < 0,
+    hence |g_t| = 1 / |d_t| <= 1 / |Im d_t| <= 1 / (gamma_t + eps), and Im g_t = -Im d_t / |d_t|^2 > 0 carries the
+    premise to t + 1. The two-sided G_tt subtracts u_{t+1} gR_{t+1} as well, whose imaginary part has the same sign: the
+    same bound holds. For u of either sign the recursion is the same, without the bound.
 
     Args:
       v_BxNxH: real potential. gamma_BxNxH: forgetting rate.

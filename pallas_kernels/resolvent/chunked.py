@@ -1,16 +1,16 @@
 """Chunked form of the resolvent scan for any device: all chunks side by side, O(N) work, exact.
 
 A chunk of the chain acts on the g that comes in as a Moebius map. In the isolated chunk's own Green's function,
-    g_out = g_nn + w g_in / (1 - kappa g_in),   kappa = u_1 G_11,  w = u_1 G_n1^2 ...
+    g_out = g_nn + w g_in / (1 - kappa g_in),   kappa = u_1 G_11,   w = u_1 G_n1^2 (couplings taken into G_n1)
 with g_nn its continued fraction started from nothing. One more site (x, u) with g = 1 / (x - u g_nn) turns it into
     g_nn <- g,   kappa <- kappa + u g w,   w <- u g^2 w
-which is the product of the companion matrices [[0, 1], [-u, x]], but every factor is a bounded Green's function: nothing
-has to be rescaled, a distant g_in fades by underflow to exactly zero, and a cut (u = 0) gives exactly w = 0.
-Pass 1 builds the maps of all chunks, pass 2 walks over them, pass 3 runs the continued fraction inside the chunks from the
-exact incoming g, so that rounding does not accumulate over chunks.
+This is the product of the companion matrices [[0, 1], [-u, x]], but for u >= 0 every factor is a bounded Green's
+function: nothing has to be rescaled, a distant g_in fades by underflow to exactly zero, and a cut (u = 0) gives
+exactly w = 0. Pass 1 builds the maps of all chunks, pass 2 walks over them, pass 3 runs the continued fraction inside
+the chunks from the exact incoming g, so that rounding does not accumulate over chunks.
 
-The backward is the reverse linear recurrence lam_t = cot_t + u_{t+1} g_{t+1}^2 lam_{t+1}, chunked alike. Cotangents of a
-pair are kept as the complex number c with dF = Re(c dg), that is c = F_re - i F_im, for which plain complex
+The backward is the reverse linear recurrence lam_t = cot_t + u_{t+1} g_{t+1}^2 lam_{t+1}, chunked alike. The cotangent
+of a pair is kept as the complex number c with dF = Re(c dg), that is c = F_re - i F_im, for which plain complex
 differentiation holds.
 """
 
@@ -81,7 +81,8 @@ def _forward(x: Pair, u: jax.Array, initial_g: Pair, chunk: int) -> Pair:
     entries = _entry_values(_chunk_maps(x_lanes, u_lanes), initial_g)
 
     def body(g, xs):
-        g = _site(*xs, g)
+        x_t, u_t = xs
+        g = _site(x_t, u_t, g)
         return g, g
 
     _, g = jax.lax.scan(body, entries, (x_lanes, u_lanes), unroll=_UNROLL)
@@ -94,7 +95,7 @@ def _reverse_linear(factor: Pair, added: Pair, chunk: int) -> Pair:
     following = tuple(jnp.pad(part[:, 1:], ((0, 0), (0, 1), (0, 0))) for part in factor)
     lanes = (_lanes((following[0], following[1]), chunk), _lanes(added, chunk))
 
-    def inside(carry, xs):
+    def inside(carry: tuple[Pair, Pair], xs):
         lam, fade = carry
         factor_t, added_t = xs
         lam, fade = cp.add(added_t, cp.multiply(factor_t, lam)), cp.multiply(factor_t, fade)
@@ -143,7 +144,7 @@ _scan.defvjp(_scan_fwd, _backward)
 
 
 def scan(x: Pair, u_BxNxH: jax.Array, initial_g: Pair, *, chunk: int | None = None) -> Pair:
-    """g_t = 1 / (x_t - u_t g_{t-1}) in chunks; arguments and result as naive.scan, gradients by the adjoint recursion."""
+    """g_t = 1 / (x_t - u_t g_{t-1}) in chunks; arguments and result as naive.scan, gradients by adjoint recursion."""
     if chunk is None:
         chunk = lane_chunk_length(u_BxNxH.shape[1])
     return _scan(x, u_BxNxH, initial_g, min(chunk, u_BxNxH.shape[1]))

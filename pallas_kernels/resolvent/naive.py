@@ -1,7 +1,7 @@
 """The law of the resolvent scan, one token at a time; every other implementation is tested against it.
 
-All functions take x = v - i gamma - z as a pair of (B, N, H) arrays and the coupling u (B, N, H), where u_t couples t - 1
-and t and is zero where a reset cuts the chain.
+All functions take x = v - i gamma - z as a pair of (B, N, H) arrays and the coupling u (B, N, H), where u_t couples
+t - 1 and t and is zero where a reset cuts the chain.
 """
 
 from __future__ import annotations
