@@ -11,7 +11,8 @@ from phase2_jax.errors import UserError
 # Made up for this test, in the layout of the WikiText files.
 WIKITEXT = (
     " \n = Copper kettle = \n \n A copper kettle is a <unk> vessel . \n \n = = Use = = \n \n It boils water . \n"
-    " = Goals ; A = \n \n more of the table \n \n = not a title = \n because text follows . \n \n = = nor this = \n \n = nor that = = \n \n"
+    " = Goals ; A = \n \n more of the table \n \n = not a title = \n because text follows . \n \n"
+    " = = nor this = \n \n = nor that = = \n \n"
     " = Second = article = \n \n Text of the second . \n"
 )
 
