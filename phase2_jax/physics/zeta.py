@@ -1,7 +1,9 @@
 """What the model takes from the zeros ½ + iζ_j of Riemann's zeta function: frequencies, a spectrum, a unitary basis."""
 
 import functools
+from collections.abc import Sequence
 from importlib import resources
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +15,7 @@ TABLE = "zeta_zeros.npy"
 
 @functools.cache
 def _table() -> np.ndarray:
-    with resources.files(__package__).joinpath(TABLE).open("rb") as file:
+    with resources.files("phase2_jax.physics").joinpath(TABLE).open("rb") as file:
         table = np.load(file)
     table.setflags(write=False)
     return table
@@ -100,10 +102,10 @@ def zeta_initializer(standard: jax.nn.initializers.Initializer) -> jax.nn.initia
       ValueError: the shorter side is longer than the table.
     """
 
-    def init(
-        key: jax.Array, shape: tuple[int, ...], dtype: jax.typing.DTypeLike = jnp.float32, out_sharding=None
-    ) -> jax.Array:
-        del out_sharding
+    def init(key: jax.Array, shape: Sequence[int], dtype: Any = None, out_sharding: Any = None) -> jax.Array:
+        if out_sharding is not None:
+            raise ValueError("the zeta initialiser draws whole matrices: shard its result, not its draw")
+        dtype = jnp.float32 if dtype is None else dtype
         draw = standard(key, shape, jnp.promote_types(dtype, jnp.float32))
         left, values, right = jnp.linalg.svd(draw.reshape(-1, shape[-1]), full_matrices=False)
         spectrum = 1 / zeta_zeros(values.shape[0])

@@ -55,7 +55,7 @@ def turns(position: int, zero: float) -> float:
 def test_position_embedding_is_right_at_any_position(position, index):
     width = 256
     sine, cosine = np.asarray(zeta.position_embedding(jnp.int32(position), width))[2 * index : 2 * index + 2]
-    angle = 2 * np.pi * turns(position, zeta.zeta_zeros(128)[index])
+    angle = 2 * np.pi * turns(position, float(zeta.zeta_zeros(128)[index]))
     # 48 bits of frequency times 2³¹ positions leave 2⁻¹⁸ turns = 2.4e-5 rad; float32 adds 2e-7.
     np.testing.assert_allclose([sine, cosine], [np.sin(angle), np.cos(angle)], atol=4e-5)
 
@@ -101,7 +101,11 @@ def test_initializer_gives_the_spectrum_and_keeps_the_norm(shape):
 def test_initializer_keeps_the_directions_of_the_draw():
     standard = jax.nn.initializers.orthogonal()
     draw = np.asarray(standard(jax.random.key(0), (8, 8), jnp.float32)) @ np.diag(np.arange(8, 0, -1.0))
-    made = np.asarray(zeta.zeta_initializer(lambda *_: jnp.asarray(draw))(jax.random.key(0), (8, 8), jnp.float32))
+    made = np.asarray(
+        zeta.zeta_initializer(lambda key, shape, dtype=None, out_sharding=None: jnp.asarray(draw))(
+            jax.random.key(0), (8, 8), jnp.float32
+        )
+    )
     (left, _, right), (left_made, _, right_made) = np.linalg.svd(draw), np.linalg.svd(made)
     # Singular vectors are defined up to a common sign of each pair.
     overlap = np.sum(left * left_made, axis=0) * np.sum(right * right_made, axis=1)
