@@ -1,6 +1,6 @@
 """Smallest model that learns something: four layers on the shipped text, byte by byte.
 
-    python train.py --config=configs/tiny.py --workdir=runs/tiny
+python train.py --config=configs/tiny.py --workdir=runs/tiny
 """
 
 from ml_collections import ConfigDict

@@ -1,8 +1,13 @@
 """Settings every test shares."""
 
-import jax
-import pytest
-from hypothesis import settings
+import os
+
+# Tests run each program a few times on small arrays: compiling it, not running it, is what takes time. Read when jax starts.
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
+from hypothesis import settings  # noqa: E402
 
 # Tests repeat exactly: the examples are derived from the test itself, none are remembered between runs, and no deadline
 # depends on how busy the machine is (the first example of each shape compiles).

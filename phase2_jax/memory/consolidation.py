@@ -22,7 +22,9 @@ def consolidate(state: MemoryState, config: MemoryConfig) -> MemoryState:
     monitor = lyapunov.close_interval(state.lyapunov, lyapunov.energy(state.w_BxHxKxV), lyapunov.energy(w_BxHxKxV))
     gamma_factor_BxH = state.gamma_factor_BxH
     if config.lyapunov.control:
-        gamma_factor_BxH = jnp.where(monitor.stable_BxH > 0, 1.0, config.lyapunov.gamma_boost).astype(gamma_factor_BxH.dtype)
+        gamma_factor_BxH = jnp.where(monitor.stable_BxH > 0, 1.0, config.lyapunov.gamma_boost).astype(
+            gamma_factor_BxH.dtype
+        )
     return replace(
         state,
         w_BxHxKxV=w_BxHxKxV,

@@ -17,10 +17,12 @@ class MemoryDiagnostics:
     """Scalars of one layer, or arrays `(L,)` when stacked over the layers.
 
     Attributes:
-      gamma_mean, gamma_std, gamma_min, gamma_max: forgetting rate Γ over the call's tokens, heads and rows (1/time; half-life ln2/(Γ·dt)).
+      gamma_mean, gamma_std, gamma_min, gamma_max: forgetting rate Γ over the call's tokens, heads and rows (1/time;
+        half-life ln2/(Γ·dt)).
       overdamped_ratio: share of (token, head) with Γ > |V|.
       snr_mean, snr_low_ratio: |W|/σ and the share below the SNR threshold, at the call's end.
-      resonant_modes, resonance_energy: modes above the resonance threshold and Σ of mode energies, mean over rows and heads.
+      resonant_modes, resonance_energy: modes above the resonance threshold and Σ of mode energies, mean over rows and
+        heads.
       stable_ratio, energy_change: verdict of the last completed interval (`physics.lyapunov`) and its E_end − E_start.
       energy: ‖W‖² at the call's end, mean over rows and heads.
       coherence: ‖W‖ / B ≤ 1, how far the writes add up instead of cancelling.
@@ -41,7 +43,9 @@ class MemoryDiagnostics:
     coherence: jax.Array
 
 
-def diagnose(gamma_BxNxP: jax.Array, potential_BxNxP: jax.Array, state: MemoryState, config: MemoryConfig) -> MemoryDiagnostics:
+def diagnose(
+    gamma_BxNxP: jax.Array, potential_BxNxP: jax.Array, state: MemoryState, config: MemoryConfig
+) -> MemoryDiagnostics:
     """Figures of one layer after a call, each a float32 scalar without gradient."""
     gamma_BxNxP, potential_BxNxP, state = jax.lax.stop_gradient((gamma_BxNxP, potential_BxNxP, state))
     snr_BxH, low_BxH = snr.statistics(state.w_BxHxKxV, config.snr.threshold)

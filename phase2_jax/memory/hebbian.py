@@ -1,9 +1,10 @@
-"""The memory along a stream: dissipative Hebbian scan, feedback to the next layer's potential, consolidation on the way.
+"""The memory along a stream: dissipative Hebbian scan, feedback to the next layer's potential, consolidation on the
+way.
 
     W_t = e^{-Γ_t dt} W_{t-1} + η_t k_t v_t^T,    y_t = W_t^T q_t,    f_{t,h} = ⟨P, W_{t,h}⟩
 
-between consolidations, which happen after every stream position that is a multiple of the interval. However a stream is cut into calls, the
-result is the same function of its tokens.
+between consolidations, which happen after every stream position that is a multiple of the interval. However a stream
+is cut into calls, the result is the same function of its tokens.
 """
 
 from dataclasses import dataclass, replace
@@ -64,15 +65,26 @@ def _scan_piece(
     k, v = writes.k_BxNxHxK, writes.v_BxNxHxV
 
     y_BxNxHxV, w_BxHxKxV = hebbian_scan(
-        writes.q_BxNxHxK, k, v, log_decay_BxNxH, eta_BxNxH, state.w_BxHxKxV, reset=writes.reset_BxN, implementation=implementation
+        writes.q_BxNxHxK,
+        k,
+        v,
+        log_decay_BxNxH,
+        eta_BxNxH,
+        state.w_BxHxKxV,
+        reset=writes.reset_BxN,
+        implementation=implementation,
     )
 
     # f and the coherence bound are linear in the writes: a memory with one key and two values follows them exactly.
     kp_BxNxHxV = jnp.einsum("bnhk,kv->bnhv", k, feedback_KxV.astype(k.dtype), preferred_element_type=dtype)
     feedback_BxNxH = jnp.sum(kp_BxNxHxV * v.astype(dtype), axis=-1)
-    norms_BxNxH = jax.lax.stop_gradient(jnp.linalg.norm(k.astype(dtype), axis=-1) * jnp.linalg.norm(v.astype(dtype), axis=-1))
+    norms_BxNxH = jax.lax.stop_gradient(
+        jnp.linalg.norm(k.astype(dtype), axis=-1) * jnp.linalg.norm(v.astype(dtype), axis=-1)
+    )
     ones_BxNxHx1 = jnp.ones((*eta_BxNxH.shape, 1), dtype)
-    start_BxHx1x2 = jnp.stack([jnp.einsum("kv,bhkv->bh", feedback_KxV, state.w_BxHxKxV), state.coherence_BxH], axis=-1)[:, :, None]
+    start_BxHx1x2 = jnp.stack([jnp.einsum("kv,bhkv->bh", feedback_KxV, state.w_BxHxKxV), state.coherence_BxH], axis=-1)[
+        :, :, None
+    ]
     linear_BxNxHx2, linear_end_BxHx1x2 = hebbian_scan(
         ones_BxNxHx1,
         ones_BxNxHx1,
@@ -131,8 +143,8 @@ def scan_stream(
       state: the memory before them; its position says where the next consolidation falls.
       feedback_KxV: P of the feedback ⟨P, W⟩, float32.
       config: consolidation and what it does.
-      aligned: the caller promises that `state.position` is a multiple of the interval, which spares the compiled program the branches for
-        consolidations at arbitrary places.
+      aligned: the caller promises that `state.position` is a multiple of the interval, which spares the compiled
+        program the branches for consolidations at arbitrary places.
       implementation: of the scan, as in `pallas_kernels.hebbian_scan`.
 
     Returns:
@@ -192,5 +204,7 @@ def scan_stream(
         tail = jax.tree.map(lambda x: x[:, num_pieces * piece :], writes)
         state, readout = (last_piece if aligned else any_piece)(state, tail)
         readouts.append(readout)
-    y_BxNxHxV, f_BxN = jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=1), *readouts) if len(readouts) > 1 else readouts[0]
+    y_BxNxHxV, f_BxN = (
+        jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=1), *readouts) if len(readouts) > 1 else readouts[0]
+    )
     return y_BxNxHxV, f_BxN, state

@@ -10,16 +10,20 @@ TINY = 1e-30
 
 
 def _forward(w_BxHxKxV: jax.Array, inverse_basis_KxK: np.ndarray) -> tuple[jax.Array, jax.Array]:
-    re_KxK, im_KxK = (jnp.asarray(part, w_BxHxKxV.dtype) for part in (inverse_basis_KxK.real, inverse_basis_KxK.imag))
+    re_KxK, im_KxK = (
+        jnp.asarray(part, w_BxHxKxV.dtype) for part in (np.real(inverse_basis_KxK), np.imag(inverse_basis_KxK))
+    )
     rotate = lambda part_KxK: jnp.einsum("ik,bhkv->bhiv", part_KxK, w_BxHxKxV, precision="highest")  # noqa: E731
     return rotate(re_KxK), rotate(im_KxK)
 
 
-def project(w_BxHxKxV: jax.Array, mode_weights_BxHxK: jax.Array, basis_KxK: np.ndarray, inverse_basis_KxK: np.ndarray) -> jax.Array:
+def project(
+    w_BxHxKxV: jax.Array, mode_weights_BxHxK: jax.Array, basis_KxK: np.ndarray, inverse_basis_KxK: np.ndarray
+) -> jax.Array:
     """Re(U diag(m) U⁻¹) W for a complex basis U `(K, K)` and mode weights m `(B, H, K)`."""
     re_BxHxKxV, im_BxHxKxV = _forward(w_BxHxKxV, inverse_basis_KxK)
     weights_BxHxKx1 = mode_weights_BxHxK.astype(w_BxHxKxV.dtype)[..., None]
-    re_KxK, im_KxK = (jnp.asarray(part, w_BxHxKxV.dtype) for part in (basis_KxK.real, basis_KxK.imag))
+    re_KxK, im_KxK = (jnp.asarray(part, w_BxHxKxV.dtype) for part in (np.real(basis_KxK), np.imag(basis_KxK)))
     back = lambda part_KxK, x: jnp.einsum("ki,bhiv->bhkv", part_KxK, weights_BxHxKx1 * x, precision="highest")  # noqa: E731
     return back(re_KxK, re_BxHxKxV) - back(im_KxK, im_BxHxKxV)
 

@@ -41,11 +41,14 @@ def mean_decay_of_writes(decay: jax.Array) -> jax.Array:
     return jnp.where(small, decay / 2 - jnp.square(decay) / 12, exact)
 
 
-def select(w_BxHxKxV: jax.Array, decay_BxH: jax.Array, threshold: float, gamma_boost: float) -> tuple[jax.Array, jax.Array]:
+def select(
+    w_BxHxKxV: jax.Array, decay_BxH: jax.Array, threshold: float, gamma_boost: float
+) -> tuple[jax.Array, jax.Array]:
     """Let low components decay as if their Γ had been `gamma_boost` times as large since the last consolidation.
 
     Returns:
-      the selected weights `(B, H, K, V)` and the share of high components r = mean(1 − low) `(B, H)`, which raises the next writes.
+      the selected weights `(B, H, K, V)` and the share of high components r = mean(1 − low) `(B, H)`, which raises
+      the next writes.
     """
     low_BxHxKxV = low_weight(snr_ratio(w_BxHxKxV), threshold)
     extra_BxH = (gamma_boost - 1) * mean_decay_of_writes(decay_BxH)

@@ -33,7 +33,7 @@ class FeedForward(nnx.Module):
 class Block(nnx.Module):
     """x ← x + Drop(BK(LN x)); x ← x + Drop(Hebbian(LN x)); x ← x + Drop(FFN(LN x))."""
 
-    def __init__(self, config: ModelConfig, seq_len: int, is_last: bool, implementation: str | None, rngs: nnx.Rngs):
+    def __init__(self, config: ModelConfig, seq_len: int, implementation: str | None, rngs: nnx.Rngs):
         self.config = config
         norm = lambda: nnx.LayerNorm(config.d_model, epsilon=1e-5, dtype=jnp.dtype(config.dtype), rngs=rngs)  # noqa: E731
         self.norm1 = norm()
@@ -41,9 +41,7 @@ class Block(nnx.Module):
         self.resolvent = ResolventBranch(config, implementation, rngs) if config.resolvent else None
         if config.memory:
             self.norm2 = norm()
-            # Feedback enters a potential, which only the resolvent reads.
-            has_feedback = config.memory_feedback and config.resolvent and not is_last
-            self.memory = MemoryBranch(config, has_feedback, implementation, rngs)
+            self.memory = MemoryBranch(config, implementation, rngs)
         else:
             self.norm2, self.memory = None, None
         self.norm3 = norm() if config.ffn_width else None
@@ -54,6 +52,7 @@ class Block(nnx.Module):
         self,
         x_BxNxD: jax.Array,
         feedback_BxN: jax.Array,
+        feedback_KxV: jax.Array,
         state: MemoryState,
         reset_BxN: jax.Array,
         *,
@@ -61,7 +60,18 @@ class Block(nnx.Module):
         deterministic: bool,
         rngs: nnx.Rngs | None,
     ) -> tuple[jax.Array, jax.Array, MemoryState, MemoryDiagnostics, jax.Array]:
-        """Residual stream, feedback for the next layer, state, figures, and Γ `(B, N, P)` of this layer."""
+        """Run the layer.
+
+        Args:
+          x_BxNxD: residual stream.
+          feedback_BxN: f of the layer below, which shifts this layer's potential.
+          feedback_KxV: matrix P of the feedback for the layer above.
+          state: of this layer's memory.
+          reset_BxN, aligned, deterministic, rngs: as in `LanguageModel.__call__`.
+
+        Returns:
+          residual stream, feedback for the layer above, state, figures, and Γ `(B, N, P)` of this layer.
+        """
         drop = lambda y: self.dropout(y, deterministic=deterministic, rngs=rngs)  # noqa: E731
         v_BxNxP, gamma_BxNxP, resolvent_gamma_BxNxP = self.potential(self.norm1(x_BxNxD), feedback_BxN)
         if self.resolvent is not None:
@@ -69,10 +79,18 @@ class Block(nnx.Module):
             x_BxNxD = x_BxNxD + drop(y_BxNxD)
         feedback_BxN = jnp.zeros_like(feedback_BxN)
         if self.memory is not None and self.norm2 is not None:
-            y_BxNxD, feedback_BxN, state = self.memory(self.norm2(x_BxNxD), gamma_BxNxP, state, reset_BxN, aligned=aligned)
+            y_BxNxD, feedback_BxN, state = self.memory(
+                self.norm2(x_BxNxD), gamma_BxNxP, feedback_KxV, state, reset_BxN, aligned=aligned
+            )
             x_BxNxD = x_BxNxD + drop(y_BxNxD)
         else:
             state = replace(state, position=state.position + x_BxNxD.shape[1])
         if self.ffn is not None and self.norm3 is not None:
             x_BxNxD = x_BxNxD + drop(self.ffn(self.norm3(x_BxNxD), deterministic=deterministic, rngs=rngs))
-        return x_BxNxD, feedback_BxN, state, diagnose(gamma_BxNxP, v_BxNxP, state, self.config.memory_config), gamma_BxNxP
+        return (
+            x_BxNxD,
+            feedback_BxN,
+            state,
+            diagnose(gamma_BxNxP, v_BxNxP, state, self.config.memory_config),
+            gamma_BxNxP,
+        )

@@ -109,10 +109,22 @@ class ModelConfig:
         _require(0 <= self.dropout < 1, "model.dropout", self.dropout, "in [0, 1)")
         for name in ("base_decay", "dt", "half_life_min", "epsilon_min"):
             _require(0 < getattr(self, name) < float("inf"), f"model.{name}", getattr(self, name), "greater than 0")
-        _require(self.epsilon_min >= 1e-2, "model.epsilon_min", self.epsilon_min, "at least 0.01 (bounds the resolvent)")
-        _require(self.half_life_max == 0 or self.half_life_max >= self.half_life_min, "model.half_life_max", self.half_life_max, "0 or at least half_life_min")
+        _require(
+            self.epsilon_min >= 1e-2, "model.epsilon_min", self.epsilon_min, "at least 0.01 (bounds the resolvent)"
+        )
+        _require(
+            self.half_life_max == 0 or self.half_life_max >= self.half_life_min,
+            "model.half_life_max",
+            self.half_life_max,
+            "0 or at least half_life_min",
+        )
         _require(0 <= self.eta < float("inf"), "model.eta", self.eta, "at least 0 (0 switches writing off)")
-        _require(self.consolidation.interval >= 0, "model.consolidation.interval", self.consolidation.interval, "at least 0 (0 = never)")
+        _require(
+            self.consolidation.interval >= 0,
+            "model.consolidation.interval",
+            self.consolidation.interval,
+            "at least 0 (0 = never)",
+        )
         _require(self.snr.threshold >= 0, "model.snr.threshold", self.snr.threshold, "at least 0")
         _require(self.snr.gamma_boost >= 1, "model.snr.gamma_boost", self.snr.gamma_boost, "at least 1")
         _require(self.snr.eta_boost >= 1, "model.snr.eta_boost", self.snr.eta_boost, "at least 1")
@@ -123,12 +135,18 @@ class ModelConfig:
         _choice("model.bk_mode", self.bk_mode, ("causal", "bidirectional"))
         _choice("model.position_embedding", self.position_embedding, ("none", "zeta"))
         if self.bk_mode == "bidirectional" and not self.encoder:
-            raise UserError("model.bk_mode=bidirectional lets a language model see the token it must predict: use causal, or model.encoder=True")
+            raise UserError(
+                "model.bk_mode=bidirectional lets a language model see the token it must predict: "
+                "use causal, or model.encoder=True"
+            )
         if self.position_embedding == "zeta" and self.d_model % 2:
             raise UserError(f"model.d_model={self.d_model} must be even for model.position_embedding=zeta")
         needed = self.base_decay * self.dt * self.half_life_min
         if self.adaptive_decay and needed >= 0.34:
-            raise UserError(f"model.base_decay={self.base_decay} caps half-lives below model.half_life_min={self.half_life_min}: use less than {0.34 / (self.dt * self.half_life_min):.3g}")
+            raise UserError(
+                f"model.base_decay={self.base_decay} caps half-lives below model.half_life_min={self.half_life_min}: "
+                f"use less than {0.34 / (self.dt * self.half_life_min):.3g}"
+            )
 
 
 def _require(condition: bool, name: str, value: object, wanted: str) -> None:

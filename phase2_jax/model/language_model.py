@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -11,10 +12,10 @@ from phase2_jax.memory.diagnostics import MemoryDiagnostics
 from phase2_jax.memory.state import MemoryState, init_memory_state
 from phase2_jax.model.block import Block
 from phase2_jax.model.config import ModelConfig
-from phase2_jax.model.initializers import projection_initializer
 from phase2_jax.physics import zeta
 
-ModelState = list[MemoryState]
+# One MemoryState for all layers: every leaf has a leading layer axis.
+ModelState = MemoryState
 EMBEDDING_STDDEV = 0.02
 
 
@@ -33,13 +34,17 @@ class Diagnostics:
 
 
 def init_state(config: ModelConfig, batch: int, dtype: jnp.dtype = jnp.float32) -> ModelState:
-    """State of every layer before the first token of `batch` streams."""
-    return [
-        init_memory_state(
-            batch, config.num_heads, config.head_dim, config.value_width, config.num_potentials, config.conv_width - 1, dtype
-        )
-        for _ in range(config.num_layers)
-    ]
+    """State of every layer before the first token of `batch` streams; every leaf has a leading axis of `num_layers`."""
+    layer = init_memory_state(
+        batch,
+        config.num_heads,
+        config.head_dim,
+        config.value_width,
+        config.num_potentials,
+        config.conv_width - 1,
+        dtype,
+    )
+    return jax.tree.map(lambda leaf: jnp.repeat(leaf[None], config.num_layers, axis=0), layer)
 
 
 class LanguageModel(nnx.Module):
@@ -50,7 +55,8 @@ class LanguageModel(nnx.Module):
 
         Args:
           config: architecture with `vocab_size` set.
-          seq_len: tokens of a training sequence; the longest half-life at initialisation unless `half_life_max` says otherwise.
+          seq_len: tokens of a training sequence; the longest half-life at initialisation unless `half_life_max` says
+            otherwise.
           rngs: `params` stream.
           implementation: of the scans, as in `pallas_kernels`; None = the fastest valid one.
 
@@ -62,8 +68,18 @@ class LanguageModel(nnx.Module):
         dtype = jnp.dtype(config.dtype)
         init = nnx.initializers.normal(EMBEDDING_STDDEV)
         self.embedding = nnx.Embed(config.vocab_size, config.d_model, dtype=dtype, embedding_init=init, rngs=rngs)
-        last = config.num_layers - 1
-        self.blocks = nnx.List([Block(config, seq_len, i == last, implementation, rngs) for i in range(config.num_layers)])
+
+        def make_block(key: jax.Array) -> Block:
+            return Block(config, seq_len, implementation, nnx.Rngs(params=key))
+
+        # The layers' parameters are stacked, so that a program holds one layer however many there are.
+        self.blocks = nnx.vmap(make_block)(jax.random.split(rngs.params(), config.num_layers))
+        # Feedback enters the potential of the layer above, which only a resolvent reads: the last layer has none.
+        feeds_back = config.memory and config.memory_feedback and config.resolvent and config.num_layers > 1
+        shape = (config.num_layers - 1, config.head_dim, config.value_width)
+        # This makes ⟨P, W⟩ as large as the entries of W.
+        feedback = nnx.initializers.normal((config.head_dim * config.value_width) ** -0.5)
+        self.feedback = nnx.Param(feedback(rngs.params(), shape, jnp.float32)) if feeds_back else None
         self.norm = nnx.LayerNorm(config.d_model, epsilon=1e-5, dtype=dtype, rngs=rngs)
         self.head = (
             None
@@ -76,7 +92,9 @@ class LanguageModel(nnx.Module):
         x_BxNxD = self.embedding(tokens_BxN)
         if self.config.position_embedding == "zeta":
             positions_N = position + jnp.arange(tokens_BxN.shape[1], dtype=jnp.int32)
-            x_BxNxD = x_BxNxD + EMBEDDING_STDDEV * zeta.position_embedding(positions_N, self.config.d_model)[None].astype(x_BxNxD.dtype)
+            x_BxNxD = x_BxNxD + EMBEDDING_STDDEV * zeta.position_embedding(positions_N, self.config.d_model)[
+                None
+            ].astype(x_BxNxD.dtype)
         return x_BxNxD
 
     def __call__(
@@ -96,7 +114,8 @@ class LanguageModel(nnx.Module):
           tokens_BxN: integer token ids below `config.vocab_size`.
           state: from `init_state` or a previous call.
           reset_BxN: True where a document begins; its memory starts empty. None = nowhere.
-          aligned: promise that the state's position is a multiple of `consolidation.interval` (faster; checked where the position is known).
+          aligned: promise that the state's position is a multiple of `consolidation.interval` (faster; checked where
+            the position is known).
           deterministic: no dropout.
           rngs: `dropout` stream, needed unless deterministic.
           trace: also return Γ of every token.
@@ -109,29 +128,47 @@ class LanguageModel(nnx.Module):
         """
         if reset_BxN is None:
             reset_BxN = jnp.zeros(tokens_BxN.shape, bool)
-        _check_aligned(self.config, state[0].position, aligned)
-        x_BxNxD = self.dropout(self._embed(tokens_BxN, state[0].position), deterministic=deterministic, rngs=rngs)
-        feedback_BxN = jnp.zeros(tokens_BxN.shape, jnp.float32)
+        _check_aligned(self.config, state.position, aligned)
+        x_BxNxD = self.dropout(self._embed(tokens_BxN, state.position[0]), deterministic=deterministic, rngs=rngs)
+        graphdef, params = nnx.split(self.blocks)
 
-        def run(block: Block, x, feedback, layer_state, rngs):
-            return block(x, feedback, layer_state, reset_BxN, aligned=aligned, deterministic=deterministic, rngs=rngs)
+        def layer(carry, xs):
+            x_BxNxD, feedback_BxN = carry
+            layer_params, feedback_KxV, layer_state, key = xs
+            block = nnx.merge(graphdef, layer_params)
+            x_BxNxD, feedback_BxN, layer_state, figures, gamma_BxNxP = block(
+                x_BxNxD,
+                feedback_BxN,
+                feedback_KxV,
+                layer_state,
+                reset_BxN,
+                aligned=aligned,
+                deterministic=deterministic,
+                rngs=None if key is None else nnx.Rngs(dropout=key),
+            )
+            return (x_BxNxD, feedback_BxN), (layer_state, figures, gamma_BxNxP if trace else None)
 
-        run_block = nnx.remat(run) if self.config.remat else run
-        new_state, figures, gammas = [], [], []
-        for block, layer_state in zip(self.blocks, state, strict=True):
-            x_BxNxD, feedback_BxN, layer_state, layer_figures, gamma_BxNxP = run_block(block, x_BxNxD, feedback_BxN, layer_state, rngs)
-            new_state.append(layer_state)
-            figures.append(layer_figures)
-            gammas.append(gamma_BxNxP)
+        keys = None if deterministic or rngs is None else jax.random.split(rngs.dropout(), self.config.num_layers)
+        start = (x_BxNxD, jnp.zeros(tokens_BxN.shape, jnp.float32))
+        body = jax.checkpoint(layer) if self.config.remat else layer
+        (x_BxNxD, _), (state, figures, gamma_LxBxNxP) = jax.lax.scan(
+            body, start, (params, self._feedback_matrices(), state, keys)
+        )
         hidden_BxNxD = self.norm(x_BxNxD)
         logits_BxNxV = self.embedding.attend(hidden_BxNxD) if self.head is None else self.head(hidden_BxNxD)
-        diagnostics = Diagnostics(
-            layers=jax.tree.map(lambda *a: jnp.stack(a), *figures), gamma_LxBxNxP=jnp.stack(gammas) if trace else None
-        )
-        return logits_BxNxV.astype(jnp.float32), new_state, diagnostics
+        return logits_BxNxV.astype(jnp.float32), state, Diagnostics(layers=figures, gamma_LxBxNxP=gamma_LxBxNxP)
+
+    def _feedback_matrices(self) -> jax.Array:
+        """P of every layer `(L, K, V)`; zeros where there is none."""
+        config = self.config
+        if self.feedback is None:
+            return jnp.zeros((config.num_layers, config.head_dim, config.value_width))
+        return jnp.pad(self.feedback[...], ((0, 1), (0, 0), (0, 0)))
 
 
 def _check_aligned(config: ModelConfig, position: jax.Array, aligned: bool) -> None:
     interval = config.consolidation.interval
-    if aligned and interval and not isinstance(position, jax.core.Tracer) and int(np.asarray(position)) % interval:
-        raise ValueError(f"aligned=True but the stream stands at position {int(position)}, no multiple of {interval}")
+    if aligned and interval and not isinstance(position, jax.core.Tracer) and int(np.asarray(position)[0]) % interval:
+        raise ValueError(
+            f"aligned=True but the stream stands at position {int(np.asarray(position)[0])}, no multiple of {interval}"
+        )

@@ -13,8 +13,6 @@ from phase2_jax.model.config import ModelConfig
 from phase2_jax.model.initializers import projection_initializer
 
 NORM_EPSILON = 1e-6
-# Standard deviation of the feedback matrix P relative to 1/√(K·V), which makes ⟨P, W⟩ as large as W's entries.
-FEEDBACK_SCALE = 1.0
 
 
 def _identity_taps(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> jax.Array:
@@ -23,9 +21,11 @@ def _identity_taps(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype = jn
 
 
 class MemoryBranch(nnx.Module):
-    """q, k, v → short convolution + SiLU → normalised keys → scan → RMSNorm per head → SiLU gate → Dense, each step switchable."""
+    """q, k, v → short convolution + SiLU → normalised keys → scan → RMSNorm per head → SiLU gate → Dense, each step
+    switchable.
+    """
 
-    def __init__(self, config: ModelConfig, has_feedback: bool, implementation: str | None, rngs: nnx.Rngs):
+    def __init__(self, config: ModelConfig, implementation: str | None, rngs: nnx.Rngs):
         self.config = config
         self.implementation = implementation
         h, k, v, d = config.num_heads, config.head_dim, config.value_width, config.d_model
@@ -33,24 +33,23 @@ class MemoryBranch(nnx.Module):
         linear = lambda n, scale=1.0: nnx.Linear(  # noqa: E731
             d, n, use_bias=False, dtype=dtype, kernel_init=projection_initializer(config, scale), rngs=rngs
         )
-        self.q, self.k, self.v = linear(h * k), linear(h * k), linear(h * v)
+        self.qkv = linear(h * (2 * k + v))
         taps = (config.conv_width, h * (2 * k + v))
         self.taps = nnx.Param(_identity_taps(rngs.params(), taps)) if config.conv_width > 1 else None
-        self.write_gate = nnx.Linear(d, h, kernel_init=nnx.initializers.lecun_normal(), rngs=rngs) if config.eta_gate else None
+        self.write_gate = (
+            nnx.Linear(d, h, kernel_init=nnx.initializers.lecun_normal(), rngs=rngs) if config.eta_gate else None
+        )
         self.readout_scale = nnx.Param(jnp.ones((h, v), jnp.float32)) if config.readout_norm else None
         self.output_gate = linear(h * v) if config.output_gate else None
         self.out = nnx.Linear(
             h * v, d, dtype=dtype, kernel_init=projection_initializer(config, config.num_layers**-0.5), rngs=rngs
         )
-        feedback = nnx.initializers.normal(FEEDBACK_SCALE * (k * v) ** -0.5)
-        self.feedback = nnx.Param(feedback(rngs.params(), (k, v), jnp.float32)) if has_feedback else None
 
     def _projections(self, x_BxNxD: jax.Array, state: MemoryState, reset_BxN: jax.Array):
         config = self.config
-        qkv_BxNxC = jnp.concatenate([self.q(x_BxNxD), self.k(x_BxNxD), self.v(x_BxNxD)], axis=-1)
+        qkv_BxNxC = self.qkv(x_BxNxD)
         if self.taps is not None:
-            qkv_BxNxC, tail = causal_convolution(qkv_BxNxC, self.taps[...], state.conv_tail_BxTxC, reset_BxN)
-            qkv_BxNxC = jax.nn.silu(qkv_BxNxC)
+            qkv_BxNxC, tail = _convolution_and_silu(qkv_BxNxC, self.taps[...], state.conv_tail_BxTxC, reset_BxN)
             state = replace(state, conv_tail_BxTxC=tail)
         width = config.num_heads * config.head_dim
         q, k, v = jnp.split(qkv_BxNxC, (width, 2 * width), axis=-1)
@@ -75,12 +74,18 @@ class MemoryBranch(nnx.Module):
         return Writes(q_BxNxHxK, k_BxNxHxK, v_BxNxHxV, log_decay_BxNxH, eta_BxNxH, reset_BxN), state
 
     def __call__(
-        self, x_BxNxD: jax.Array, gamma_BxNxP: jax.Array, state: MemoryState, reset_BxN: jax.Array, *, aligned: bool
+        self,
+        x_BxNxD: jax.Array,
+        gamma_BxNxP: jax.Array,
+        feedback_KxV: jax.Array,
+        state: MemoryState,
+        reset_BxN: jax.Array,
+        *,
+        aligned: bool,
     ) -> tuple[jax.Array, jax.Array, MemoryState]:
         """Branch output `(B, N, D)`, feedback f `(B, N)` float32 for the next layer's potential, and the new state."""
         config = self.config
         writes, state = self.writes(x_BxNxD, gamma_BxNxP, state, reset_BxN)
-        feedback_KxV = jnp.zeros((config.head_dim, config.value_width)) if self.feedback is None else self.feedback[...]
         y_BxNxHxV, f_BxN, state = scan_stream(
             writes, state, feedback_KxV, config.memory_config, aligned=aligned, implementation=self.implementation
         )
@@ -90,6 +95,15 @@ class MemoryBranch(nnx.Module):
         if self.output_gate is not None:
             y_BxNxE = y_BxNxE * jax.nn.silu(self.output_gate(x_BxNxD))
         return self.out(y_BxNxE), f_BxN, state
+
+
+# Recomputed in the backward pass: a few operations a number, against one stored array for each tap.
+@jax.checkpoint
+def _convolution_and_silu(
+    x_BxNxC: jax.Array, taps_TxC: jax.Array, tail_BxSxC: jax.Array, reset_BxN: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    y_BxNxC, tail_BxSxC = causal_convolution(x_BxNxC, taps_TxC, tail_BxSxC, reset_BxN)
+    return jax.nn.silu(y_BxNxC), tail_BxSxC
 
 
 def _unit(x: jax.Array) -> jax.Array:

@@ -26,7 +26,9 @@ class Potential(nnx.Module):
         self.config = config
         width = config.num_potentials
         linear = lambda init, bias: nnx.Linear(config.d_model, width, use_bias=bias, kernel_init=init, rngs=rngs)  # noqa: E731
-        bias_P = jnp.asarray(potential.gamma_bias(initial_half_lives(config, seq_len), config.base_decay, config.dt), jnp.float32)
+        bias_P = jnp.asarray(
+            potential.gamma_bias(initial_half_lives(config, seq_len), config.base_decay, config.dt), jnp.float32
+        )
         self.real = linear(projection_initializer(config), False) if config.resolvent else None
         used = config.memory or (config.resolvent and config.resolvent_gamma == "shared")
         self.rate = self._rate(linear, bias_P) if config.adaptive_decay and used else None
@@ -50,7 +52,9 @@ class Potential(nnx.Module):
         return base + jax.nn.softplus(rate(x_BxNxD.astype(jnp.float32)))
 
     def __call__(self, x_BxNxD: jax.Array, feedback_BxN: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """V, Γ of the memory and Γ of the Hamiltonian, each `(B, N, P)` float32; `feedback` is f_t of the layer below."""
+        """V, Γ of the memory and Γ of the Hamiltonian, each `(B, N, P)` float32; `feedback` is f_t of the layer
+        below.
+        """
         x_BxNxD = x_BxNxD.astype(jnp.float32)
         gamma_BxNxP = self.gamma(x_BxNxD)
         if self.real is None:

@@ -17,7 +17,8 @@ from phase2_jax.physics.potential import softplus_inverse
 class ResolventBranch(nnx.Module):
     """x ↦ Dense([Re, Im] of (Γ_t + ε)·g_t), g the left-connected Green's function (or the exact diagonal, two-sided).
 
-    Energies E spread over [−1, 1], couplings h start at 1 (u = h² = 1, the longest reach) and ε is spread log-uniformly from 2·ε_min to 1.
+    Energies E spread over [−1, 1], couplings h start at 1 (u = h² = 1, the longest reach) and ε is spread
+    log-uniformly from 2·ε_min to 1.
     """
 
     def __init__(self, config: ModelConfig, implementation: str | None, rngs: nnx.Rngs):

@@ -1,13 +1,14 @@
 """Lyapunov monitor: does dissipation keep up with what is written?
 
-Energy of a head is E = ‖W‖². The exact dynamics W_t = e^{-Γ_t dt} W_{t-1} + η k v^T give, over a chunk c of tokens with accumulated decay
-Γ̄_c, the supply S_c = E_c − e^{−2Γ̄_c} E_{c−1}: the energy that writing added to what dissipation left. Over an interval a head is *stable*
-iff
+Energy of a head is E = ‖W‖². The exact dynamics W_t = e^{-Γ_t dt} W_{t-1} + η k v^T give, over a chunk c of tokens
+with accumulated decay
+Γ̄_c, the supply S_c = E_c − e^{−2Γ̄_c} E_{c−1}: the energy that writing added to what dissipation left. Over an
+interval a head is *stable* iff
 
     E_end − E_start ≤ GROWTH_SHARE · Σ_c max(S_c, 0),
 
-that is, at least nine tenths of what was supplied has been dissipated again. A memory that fills up is unstable by this definition, one in
-its steady state is stable.
+that is, at least nine tenths of what was supplied has been dissipated again. A memory that fills up is unstable by
+this definition, one in its steady state is stable.
 """
 
 from dataclasses import dataclass
@@ -64,7 +65,8 @@ def observe(
 ) -> LyapunovState:
     """Follow the energy over N tokens that start from `w` at stream position `position`.
 
-    Chunks end at stream positions that are multiples of `chunk`, however the stream is cut into calls, so the figures do not depend on the
+    Chunks end at stream positions that are multiples of `chunk`, however the stream is cut into calls, so the figures
+    do not depend on the
     cutting. A document's reset restarts the interval. Read-only: no gradient flows through any of it.
     """
     stop = jax.lax.stop_gradient
@@ -72,7 +74,8 @@ def observe(
     dtype = w_BxHxKxV.dtype
     num_tokens = k_BxNxHxK.shape[1]
     offset = position % chunk
-    # Tokens are laid into whole chunks at the offset where the stream stands; the padding writes nothing and forgets nothing.
+    # Tokens are laid into whole chunks at the offset where the stream stands; the padding writes nothing and forgets
+    # nothing.
     num_chunks = 1 if num_tokens == 1 else -(-num_tokens // chunk) + (chunk > 1)
 
     def in_chunks(x_BxN: jax.Array) -> jax.Array:
@@ -131,7 +134,9 @@ def observe(
 
 
 def close_interval(lyapunov: LyapunovState, end_energy_BxH: jax.Array, start_energy_BxH: jax.Array) -> LyapunovState:
-    """Judge the interval that ends with `end_energy` and begin the next one from `start_energy` (after consolidation)."""
+    """Judge the interval that ends with `end_energy` and begin the next one from `start_energy` (after
+    consolidation).
+    """
     end_energy_BxH, start_energy_BxH = jax.lax.stop_gradient((end_energy_BxH, start_energy_BxH))
     # A chunk cut short by the interval's end (streams without consolidation) still counts as supply.
     tail_BxH = jnp.maximum(end_energy_BxH - jnp.exp(-2 * lyapunov.chunk_decay_BxH) * lyapunov.chunk_energy_BxH, 0)

@@ -30,5 +30,8 @@ def gamma_bias(half_lives_H: np.ndarray, base_decay: float, dt: float) -> np.nda
     """
     rate_H = LN2 / (np.asarray(half_lives_H, np.float64) * dt) - base_decay
     if np.any(rate_H <= 0):
-        raise ValueError(f"half-life {np.max(half_lives_H):.1f} is beyond the cap {LN2 / (base_decay * dt):.1f} of base_decay {base_decay}")
+        raise ValueError(
+            f"half-life {np.max(half_lives_H):.1f} is beyond the cap {LN2 / (base_decay * dt):.1f} "
+            f"of base_decay {base_decay}"
+        )
     return softplus_inverse(rate_H)

@@ -1,10 +1,9 @@
 """Checkpoints with orbax; nothing else in the project knows orbax.
 
-Layout: `workdir/checkpoints/<step>/{model,optimizer,memory,rng,progress}` and `workdir/best/<step>/…` of the same form. `progress` is JSON:
-data position, histories, the running epoch and the configuration.
+Layout: `workdir/checkpoints/<step>/{model,optimizer,memory,rng,progress}` and `workdir/best/<step>/…` of the same
+form. `progress` is JSON: data position, histories, the running epoch and the configuration.
 """
 
-import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,9 +18,6 @@ from phase2_jax.training.step import TrainState
 CHECKPOINTS = "checkpoints"
 BEST = "best"
 ITEMS = ("model", "optimizer", "memory", "rng", "progress")
-
-# Reports every save in several lines; what matters is logged by the run itself.
-logging.getLogger("absl").setLevel(logging.WARNING)
 
 
 class CheckpointDirectory:
@@ -63,7 +59,7 @@ class CheckpointDirectory:
         Raises:
           UserError: the checkpoint is damaged.
         """
-        with _damage_reported(self.directory / str(step)):
+        with _DamageReported(self.directory / str(step)):
             restored = self._manager.restore(step, args=ocp.args.Composite(progress=ocp.args.JsonRestore()))
             return restored["progress"]
 
@@ -75,7 +71,7 @@ class CheckpointDirectory:
         """
         abstract = jax.tree.map(_abstract, replace(like, rng=jax.random.key_data(like.rng)))
         restore = ocp.args.StandardRestore
-        with _damage_reported(self.directory / str(step)):
+        with _DamageReported(self.directory / str(step)):
             items = self._manager.restore(
                 step,
                 args=ocp.args.Composite(
@@ -86,7 +82,8 @@ class CheckpointDirectory:
                 ),
             )
         key = jax.random.wrap_key_data(items["rng"]["key"])
-        # Orbax hands arrays whose memory it may share with its own buffers; a step donates them, so the run gets its own.
+        # Orbax hands arrays whose memory it may share with its own buffers; a step donates them, so the run gets its
+        # own.
         own = lambda tree: jax.tree.map(lambda x: jnp.array(x, copy=True, device=x.sharding), tree)  # noqa: E731
         return TrainState(
             params=own(items["model"]),
@@ -110,7 +107,7 @@ def _abstract(x: jax.Array) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
 
 
-class _damage_reported:
+class _DamageReported:
     """Turns orbax's many exceptions about unreadable files into one line that names the folder and the remedy."""
 
     def __init__(self, path: Path):
@@ -123,5 +120,6 @@ class _damage_reported:
         if error is not None and isinstance(error, (OSError, ValueError, KeyError, TypeError, RuntimeError)):
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
             raise UserError(
-                f"checkpoint {self.path} cannot be read ({reason}): delete that folder to continue from the one before it"
+                f"checkpoint {self.path} cannot be read ({reason}): "
+                "delete that folder to continue from the one before it"
             ) from error

@@ -1,6 +1,7 @@
 """The whole configuration of a run: frozen dataclasses here are the one place of every default and every check.
 
-`default_config` turns them into an `ml_collections.ConfigDict` for the command line, `from_config_dict` turns that back, checked.
+`default_config` turns them into an `ml_collections.ConfigDict` for the command line, `from_config_dict` turns that
+back, checked.
 """
 
 import dataclasses
@@ -39,7 +40,12 @@ class OptimizerConfig:
         """Raise UserError that names the first field out of range."""
         for name in ("learning_rate", "epsilon"):
             _require(0 < getattr(self, name) < float("inf"), f"optimizer.{name}", getattr(self, name), "greater than 0")
-        _require(0 <= self.min_learning_rate <= self.learning_rate, "optimizer.min_learning_rate", self.min_learning_rate, "between 0 and learning_rate")
+        _require(
+            0 <= self.min_learning_rate <= self.learning_rate,
+            "optimizer.min_learning_rate",
+            self.min_learning_rate,
+            "between 0 and learning_rate",
+        )
         for name in ("warmup_steps", "weight_decay", "gradient_clip_norm"):
             _require(0 <= getattr(self, name) < float("inf"), f"optimizer.{name}", getattr(self, name), "at least 0")
         for name in ("beta1", "beta2"):
@@ -105,7 +111,12 @@ class ShardingConfig:
         """Raise UserError for a negative count and for the axes that are not there yet."""
         _require(self.data >= 0, "sharding.data", self.data, "at least 0 (0 = all devices)")
         for name in ("fsdp", "sequence", "tensor"):
-            _require(getattr(self, name) == 1, f"sharding.{name}", getattr(self, name), "1: only the data axis is implemented, use sharding.data")
+            _require(
+                getattr(self, name) == 1,
+                f"sharding.{name}",
+                getattr(self, name),
+                "1: only the data axis is implemented, use sharding.data",
+            )
 
 
 @dataclass(frozen=True)
@@ -117,7 +128,12 @@ class KernelsConfig:
 
     def validate(self) -> None:
         """Raise UserError for a name that does not exist."""
-        _require(self.implementation in IMPLEMENTATIONS, "kernels.implementation", repr(self.implementation), f"one of {IMPLEMENTATIONS}")
+        _require(
+            self.implementation in IMPLEMENTATIONS,
+            "kernels.implementation",
+            repr(self.implementation),
+            f"one of {IMPLEMENTATIONS}",
+        )
 
 
 @dataclass(frozen=True)
@@ -159,7 +175,7 @@ def from_config_dict(config: ConfigDict) -> ExperimentConfig:
     return experiment
 
 
-def _build(cls: type, values: dict[str, Any], prefix: str) -> Any:
+def _build(cls: Any, values: dict[str, Any], prefix: str) -> Any:
     hints = get_type_hints(cls)
     unknown = sorted(set(values) - set(hints))
     if unknown:
@@ -185,7 +201,7 @@ def _convert(value: Any, wanted: type, name: str) -> Any:
 
 
 def did_you_mean(name: str, known: Any) -> str:
-    """" (did you mean X?)" for the closest known name, or the names there are."""
+    """ " (did you mean X?)" for the closest known name, or the names there are."""
     close = difflib.get_close_matches(name, list(known), n=1)
     return f": did you mean {close[0]}?" if close else f": there are {', '.join(sorted(known))}"
 

@@ -1,18 +1,23 @@
 """Arithmetic of a step, for model FLOPs utilisation (MFU)."""
 
-import jax
-
 from phase2_jax.model.config import ModelConfig
 
 # Dense bf16 peaks of the vendors' datasheets, FLOP/s; MFU is reported for these devices only.
-PEAK_FLOPS = {"NVIDIA A100": 312e12, "NVIDIA H100": 989e12, "NVIDIA H200": 989e12, "NVIDIA B200": 2250e12, "NVIDIA L4": 121e12}
+PEAK_FLOPS = {
+    "NVIDIA A100": 312e12,
+    "NVIDIA H100": 989e12,
+    "NVIDIA H200": 989e12,
+    "NVIDIA B200": 2250e12,
+    "NVIDIA L4": 121e12,
+}
 SCAN_CHUNK = 64
 
 
 def flops_per_token(config: ModelConfig) -> float:
     """Floating-point operations of forward and backward for one token, `config.vocab_size` set.
 
-    Two operations per weight of every dense product, twice that again for the backward pass, plus the chunked scan (4·C·D + 4·D² forward
+    Two operations per weight of every dense product, twice that again for the backward pass, plus the chunked scan
+    (4·C·D + 4·D² forward
     and 10·C·D + 10·D² backward per head for K = V = D, general widths likewise). Recomputation is not counted.
     """
     d, h, k, v = config.d_model, config.num_heads, config.head_dim, config.value_width
@@ -27,6 +32,6 @@ def flops_per_token(config: ModelConfig) -> float:
     return 6.0 * (weights + config.num_layers * per_layer) + config.num_layers * scan
 
 
-def peak_flops(device: jax.Device) -> float | None:
+def peak_flops(device_kind: str) -> float | None:
     """Peak of a device, None where it is not in the table."""
-    return next((peak for name, peak in PEAK_FLOPS.items() if device.device_kind.startswith(name)), None)
+    return next((peak for name, peak in PEAK_FLOPS.items() if device_kind.startswith(name)), None)

@@ -26,7 +26,9 @@ from phase2_jax.training.validation import validate
 
 
 class Trainer:
-    """A run in its folder: `state` on the devices, the histories on the host, both as of the same step whenever they are saved."""
+    """A run in its folder: `state` on the devices, the histories on the host, both as of the same step whenever they
+    are saved.
+    """
 
     def __init__(self, run: Run, state: TrainState, workdir: Path, logger: Logger, config: dict[str, Any]):
         """Open the run's files; `config` is stored in every checkpoint."""
@@ -39,11 +41,12 @@ class Trainer:
         self.epoch = EpochAccumulator()
         self.metrics_file = MetricsFile(workdir / METRICS_FILE)
         self.step = 0
-        device = jax.devices()[0]
-        peak = peak_flops(device)
+        peak = peak_flops(jax.devices()[0].device_kind)
         tokens = run.config.train.batch_size * run.config.train.seq_len
         devices = run.mesh.devices.size
-        self.throughput = Throughput(tokens, flops_per_token(run.model_config), None if peak is None else peak * devices)
+        self.throughput = Throughput(
+            tokens, flops_per_token(run.model_config), None if peak is None else peak * devices
+        )
         self._pending: tuple[int, dict[str, Any]] | None = None
 
     @property
@@ -64,7 +67,8 @@ class Trainer:
             workdirs.check_unchanged(progress["config"], self.config)
             if progress["corpus"] != self.run.corpus_fingerprint:
                 raise UserError(
-                    f"the text or tokenizer is not the one {self.workdir} was trained on: restore it or choose another --workdir"
+                    f"the text or tokenizer is not the one {self.workdir} was trained on: "
+                    "restore it or choose another --workdir"
                 )
             self.state = self.checkpoints.restore(step, self.state)
             self.step = step
@@ -112,7 +116,9 @@ class Trainer:
         return since > 0 and (self.step % self.run.steps_per_epoch == 0 or self.step >= self.run.total_steps)
 
     def _flush(self) -> None:
-        """Fetch the metrics of the step before this one and record them; the devices are already at work on the next."""
+        """Fetch the metrics of the step before this one and record them; the devices are already at work on the
+        next.
+        """
         if self._pending is None:
             return
         step, metrics = self._pending
@@ -164,7 +170,9 @@ class Trainer:
 
     def _emergency(self, error: BaseException) -> None:
         if any(leaf.is_deleted() for leaf in jax.tree.leaves(self.state)):
-            self.logger.on_message(f"{type(error).__name__} inside step {self.step + 1}: its state is lost, the last checkpoint remains")
+            self.logger.on_message(
+                f"{type(error).__name__} inside step {self.step + 1}: its state is lost, the last checkpoint remains"
+            )
             return
         # The state may be one step behind the loop (a step that diverged) but never behind what was recorded.
         self.step = int(self.state.step)
@@ -186,7 +194,9 @@ class Trainer:
         self.logger.close()
 
 
-def train(config: ExperimentConfig, workdir: Path, *, resume: bool = True, overrides: dict[str, Any] | None = None) -> TrainingHistory:
+def train(
+    config: ExperimentConfig, workdir: Path, *, resume: bool = True, overrides: dict[str, Any] | None = None
+) -> TrainingHistory:
     """Train in `workdir`, continuing the run it holds; returns the history.
 
     Raises:

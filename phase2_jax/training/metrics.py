@@ -5,7 +5,6 @@ import math
 import time
 from typing import Any
 
-import jax
 import numpy as np
 
 from phase2_jax.errors import UserError
@@ -44,7 +43,7 @@ class Throughput:
         return rate, None if self._peak is None else rate * self._flops / self._peak, now - last
 
 
-def memory_in_use(device: jax.Device) -> tuple[float | None, float | None]:
+def memory_in_use(device: Any) -> tuple[float | None, float | None]:
     """Peak and current memory of a device in MiB; None where it does not tell (CPU)."""
     stats = device.memory_stats()
     if not stats:
@@ -108,4 +107,5 @@ def gamma_histogram(gamma_LxBxNxP: np.ndarray) -> dict[str, Any]:
 
 def gamma_heatmap(gamma_LxBxNxP: np.ndarray) -> list[list[float]]:
     """Γ of the first row, mean over heads, `[L][N]`."""
-    return np.mean(gamma_LxBxNxP[:, 0], axis=-1, dtype=np.float64).tolist()
+    gamma_LxN = np.asarray(np.mean(gamma_LxBxNxP[:, 0], axis=-1, dtype=np.float64))
+    return [row.tolist() for row in gamma_LxN]

@@ -26,7 +26,9 @@ def _is_decayed(path: tuple, _) -> bool:
 
 
 def decay_mask(params):
-    """True for the matrices that weight decay acts on: projections, embedding, feedback; not norms, biases, taps, per-head scalars."""
+    """True for the matrices that weight decay acts on: projections, embedding, feedback; not norms, biases, taps,
+    per-head scalars.
+    """
     return jax.tree_util.tree_map_with_path(_is_decayed, params)
 
 

@@ -1,27 +1,31 @@
 """What `train.py` does around `training.loop.train`: flags, one-line errors, exit statuses."""
 
 import sys
-import traceback
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 from absl import app, flags
+from absl import logging as absl_logging
 from ml_collections import ConfigDict, config_flags
 
 from phase2_jax.errors import UserError
-from phase2_jax.training.config import did_you_mean, from_config_dict
+from phase2_jax.training.config import default_config, did_you_mean, from_config_dict
 from phase2_jax.training.loop import train
 from phase2_jax.training.signals import Interrupted
 
 USAGE_STATUS = 2
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration file, for example configs/tiny.py.", lock_config=True)
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "Configuration file, for example configs/tiny.py.", lock_config=True
+)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, histories, TensorBoard files, plots.")
 _RESUME = flags.DEFINE_bool("resume", True, "Continue the run that workdir holds; --noresume refuses such a workdir.")
 
 
 def main() -> None:
-    """Parse the command line and train; exits with 0, 2 (user error), 128 + signal, or 1 with a traceback (internal error)."""
+    """Parse the command line and train; exits with 0, 2 (user error), 128 + signal, or 1 with a traceback (internal
+    error).
+    """
     app.run(_run, flags_parser=_parse)
 
 
@@ -49,15 +53,13 @@ def _explain(error: Exception, argv: Sequence[str]) -> str:
         name, _, value = argument.removeprefix("--").partition("=")
         if not name.startswith("config.") or config is None:
             continue
-        problem = _override_problem(name.removeprefix("config."), value, config)
+        problem = _override_problem(name.removeprefix("config."), value)
         if problem:
             return problem
     return text
 
 
-def _override_problem(path: str, value: str, config_file: str) -> str | None:
-    from phase2_jax.training.config import default_config
-
+def _override_problem(path: str, value: str) -> str | None:
     node = default_config()
     *groups, leaf = path.split(".")
     for depth, name in enumerate([*groups, leaf]):
@@ -77,23 +79,26 @@ def _override_problem(path: str, value: str, config_file: str) -> str | None:
             raise ValueError
     except ValueError:
         return f"--config.{path}={value!r} must be of type {wanted.__name__}"
-    del config_file
     return None
 
 
 def _run(argv: Sequence[str]) -> None:
     del argv
+    # absl's flag parsing turned on a stream of orbax's own messages.
+    absl_logging.set_verbosity(absl_logging.WARNING)
     warnings.showwarning = lambda message, *_, **__: print(f"Warning: {message}", file=sys.stderr)
     try:
         config = from_config_dict(_CONFIG.value)
-        train(config, Path(_WORKDIR.value), resume=_RESUME.value, overrides=config_flags.get_override_values(flags.FLAGS["config"]))
+        train(
+            config,
+            Path(str(_WORKDIR.value)),
+            resume=_RESUME.value,
+            overrides=config_flags.get_override_values(flags.FLAGS["config"]),
+        )
     except UserError as error:
         _fail(str(error))
     except Interrupted as error:
         _fail(f"{error}; run the same command again to continue", 128 + error.signum)
-    except Exception:
-        traceback.print_exc()
-        raise SystemExit(1) from None
 
 
 def _fail(message: str, status: int = USAGE_STATUS) -> None:

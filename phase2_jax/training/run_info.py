@@ -19,7 +19,8 @@ def warn_of_short_half_lives(run: Run) -> None:
     longest = longest_half_life(model.base_decay, model.dt)
     if model.memory and longest < wanted:
         warnings.warn(
-            f"model.base_decay={model.base_decay} shortens the longest half-life from {wanted:.0f} to {longest:.0f} tokens; "
+            f"model.base_decay={model.base_decay} shortens the longest half-life "
+            f"from {wanted:.0f} to {longest:.0f} tokens; "
             f"at most {longest_half_life(1.0, model.dt) / wanted:.2g} would keep it",
             stacklevel=2,
         )

@@ -67,7 +67,8 @@ def resolve_model(config: ModelConfig, vocab_size: int) -> ModelConfig:
     """
     if 0 < config.vocab_size < vocab_size:
         raise UserError(
-            f"model.vocab_size={config.vocab_size} is smaller than the tokenizer's {vocab_size} tokens, so token ids would fall outside: "
+            f"model.vocab_size={config.vocab_size} is smaller than the tokenizer's {vocab_size} tokens, "
+            "so token ids would fall outside: "
             "leave it at 0"
         )
     return config if config.vocab_size else dataclasses.replace(config, vocab_size=vocab_size)
@@ -86,7 +87,8 @@ def make_mesh(config: ExperimentConfig) -> Mesh:
     micro_batch = config.train.batch_size // config.train.grad_accum
     if micro_batch % count:
         raise UserError(
-            f"train.batch_size={config.train.batch_size} in {config.train.grad_accum} micro-batches cannot be shared by {count} devices: "
+            f"train.batch_size={config.train.batch_size} in {config.train.grad_accum} micro-batches "
+            f"cannot be shared by {count} devices: "
             "make the micro-batch a multiple, or set sharding.data"
         )
     devices = jax.devices()[:count]
@@ -118,7 +120,9 @@ def build(config: ExperimentConfig, corpus: Corpus) -> tuple[Run, TrainState]:
 
     def initialise() -> tuple[LanguageModel, jax.Array]:
         params_key, run_key = jax.random.split(jax.random.key(train.seed))
-        model = LanguageModel(model_config, seq_len=train.seq_len, rngs=nnx.Rngs(params=params_key), implementation=implementation)
+        model = LanguageModel(
+            model_config, seq_len=train.seq_len, rngs=nnx.Rngs(params=params_key), implementation=implementation
+        )
         return model, run_key
 
     optimizer = make_optimizer(config.optimizer, total_steps)
@@ -163,9 +167,10 @@ def build(config: ExperimentConfig, corpus: Corpus) -> tuple[Run, TrainState]:
 
 def _state_shardings(mesh: Mesh, state: TrainState) -> TrainState:
     replicated = NamedSharding(mesh, PartitionSpec())
-    rows = NamedSharding(mesh, PartitionSpec("data"))
+    # Memory leaves are (layers, rows, ...); the stream position has no rows.
+    rows = NamedSharding(mesh, PartitionSpec(None, "data"))
     shardings = jax.tree.map(lambda _: replicated, state)
-    memory = jax.tree.map(lambda leaf: rows if leaf.ndim else replicated, state.memory)
+    memory = jax.tree.map(lambda leaf: rows if leaf.ndim > 1 else replicated, state.memory)
     return dataclasses.replace(shardings, memory=memory)
 
 

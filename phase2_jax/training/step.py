@@ -28,7 +28,8 @@ class TrainState:
       memory: state of every layer, one row for each row of the batch.
       rng: key from which each step folds its own.
       step: steps done, int32.
-      failed_step: the first step (from 1) whose loss or gradient was not finite, 0 while there is none. From then on nothing changes any
+      failed_step: the first step (from 1) whose loss or gradient was not finite, 0 while there is none. From then on
+        nothing changes any
         more: the state stays the last good one.
     """
 
@@ -68,24 +69,30 @@ def token_loss(logits_BxNxV: jax.Array, labels_BxN: jax.Array) -> tuple[jax.Arra
     return jnp.sum(jnp.where(scored_BxN, loss_BxN, 0)), jnp.sum(scored_BxN)
 
 
-def split_rows(tree: Any, parts: int) -> Any:
-    """Leaves `(B, …)` to `(parts, B/parts, …)`; interleaved, so that every device keeps a share of every part. Scalars are repeated."""
+def split_rows(tree: Any, parts: int, axis: int) -> Any:
+    """Cut the rows at `axis` into `parts` at a new leading axis; interleaved, so that every device keeps a share of
+    every part.
+
+    Leaves without that axis (stream positions) are repeated.
+    """
 
     def split(x: jax.Array) -> jax.Array:
-        if x.ndim == 0:
-            return jnp.broadcast_to(x, (parts,))
-        return jnp.moveaxis(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 1, 0)
+        if x.ndim <= axis:
+            return jnp.broadcast_to(x, (parts, *x.shape))
+        shape = (*x.shape[:axis], x.shape[axis] // parts, parts, *x.shape[axis + 1 :])
+        return jnp.moveaxis(x.reshape(shape), axis + 1, 0)
 
     return jax.tree.map(split, tree)
 
 
-def join_rows(tree: Any) -> Any:
+def join_rows(tree: Any, axis: int) -> Any:
     """Inverse of `split_rows`."""
 
     def join(x: jax.Array) -> jax.Array:
-        if x.ndim == 1:
+        if x.ndim <= axis + 1:
             return x[0]
-        return jnp.moveaxis(x, 0, 1).reshape(x.shape[0] * x.shape[1], *x.shape[2:])
+        x = jnp.moveaxis(x, 0, axis + 1)
+        return x.reshape(*x.shape[:axis], x.shape[axis] * x.shape[axis + 1], *x.shape[axis + 2 :])
 
     return jax.tree.map(join, tree)
 
@@ -93,9 +100,11 @@ def join_rows(tree: Any) -> Any:
 def loss_and_gradient(
     config: StepConfig, params: Params, memory: ModelState, batch: Batch, rng: jax.Array
 ) -> tuple[jax.Array, Params, ModelState, Diagnostics]:
-    """Mean loss over the batch's scored tokens, its gradient, the new memory and the figures, in `grad_accum` micro-batches.
+    """Mean loss over the batch's scored tokens, its gradient, the new memory and the figures, in `grad_accum`
+    micro-batches.
 
-    Every micro-batch is divided by the token count of the whole batch, so the result does not depend on how it is split.
+    Every micro-batch is divided by the token count of the whole batch, so the result does not depend on how it is
+    split.
     """
     total = jnp.maximum(jnp.sum(batch["labels"] != NOT_SCORED), 1).astype(jnp.float32)
 
@@ -119,15 +128,17 @@ def loss_and_gradient(
     def accumulate(carry, xs):
         loss, grads = carry
         micro_memory, micro, index = xs
-        (micro_loss, (micro_memory, diagnostics)), micro_grads = gradient(params, micro_memory, micro, jax.random.fold_in(rng, index))
+        (micro_loss, (micro_memory, diagnostics)), micro_grads = gradient(
+            params, micro_memory, micro, jax.random.fold_in(rng, index)
+        )
         return (loss + micro_loss, jax.tree.map(jnp.add, grads, micro_grads)), (micro_memory, diagnostics)
 
     parts = config.grad_accum
     start = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
     (loss, grads), (memories, diagnostics) = jax.lax.scan(
-        accumulate, start, (split_rows(memory, parts), split_rows(batch, parts), jnp.arange(parts))
+        accumulate, start, (split_rows(memory, parts, axis=1), split_rows(batch, parts, axis=0), jnp.arange(parts))
     )
-    return loss, grads, join_rows(memories), _combine_figures(diagnostics)
+    return loss, grads, join_rows(memories, axis=1), _combine_figures(diagnostics)
 
 
 def _combine_figures(diagnostics: Diagnostics) -> Diagnostics:
@@ -153,7 +164,8 @@ def train_step(config: StepConfig, state: TrainState, batch: Batch) -> tuple[Tra
       batch: tokens, labels and reset, `(B, N)` each.
 
     Returns:
-      the next state, and metrics: loss, grad_norm, learning_rate, failed_step (scalars) and layers (`MemoryDiagnostics` of `(L,)`).
+      the next state, and metrics: loss, grad_norm, learning_rate, failed_step (scalars) and layers
+        (`MemoryDiagnostics` of `(L,)`).
     """
     memory = state.memory if config.fresh_memory is None else config.fresh_memory()
     rng = jax.random.fold_in(state.rng, state.step)
@@ -195,7 +207,9 @@ def eval_step(
     return loss, count, memory, diagnostics.gamma_LxBxNxP
 
 
-def compile_train_step(config: StepConfig, shardings: TrainState | None = None) -> Callable[[TrainState, Batch], tuple[TrainState, dict]]:
+def compile_train_step(
+    config: StepConfig, shardings: TrainState | None = None
+) -> Callable[[TrainState, Batch], tuple[TrainState, dict]]:
     """`train_step` jitted, its state donated; `shardings` keep the state where it is on several devices."""
     out = None if shardings is None else (shardings, None)
     return jax.jit(partial(train_step, config), donate_argnums=0, out_shardings=out)

@@ -34,14 +34,20 @@ def open_workdir(workdir: Path, *, resume: bool) -> dict[str, Any] | None:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise UserError(f"workdir {workdir} cannot be written to ({error.strerror or error}): choose another --workdir") from error
+        raise UserError(
+            f"workdir {workdir} cannot be written to ({error.strerror or error}): choose another --workdir"
+        ) from error
     config_file = workdir / CONFIG_FILE
     if not config_file.exists():
         if any(workdir.iterdir()):
-            raise UserError(f"workdir {workdir} is not empty and holds no run ({CONFIG_FILE} is missing): choose another --workdir")
+            raise UserError(
+                f"workdir {workdir} is not empty and holds no run ({CONFIG_FILE} is missing): choose another --workdir"
+            )
         return None
     if not resume:
-        raise UserError(f"workdir {workdir} already holds a run: leave out --noresume to continue it, or choose another --workdir")
+        raise UserError(
+            f"workdir {workdir} already holds a run: leave out --noresume to continue it, or choose another --workdir"
+        )
     try:
         stored = json.loads(config_file.read_text(encoding="utf-8"))
         if not isinstance(stored["config"], dict):
@@ -87,7 +93,12 @@ def git_revision() -> str | None:
     """Revision of the checkout this package runs from, None outside a checkout or without git."""
     try:
         result = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=False
+            ["git", "rev-parse", "HEAD"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=False,
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
