@@ -25,13 +25,13 @@ def multiply(a: Pair, b: Pair) -> Pair:
 
 
 # Below this a denominator counts as a pole.
-_POLE = 1e-15
+_POLE = 1e-10
 
 
 def reciprocal(a: Pair) -> Pair:
     """1 / a, scaled by the larger part first: |a|^2 itself overflows (and underflows) long before a does.
 
-    An a closer to zero than 1e-15 counts as -1e-15 i: large and finite, and on the side of the Green's function. Only a
+    An a closer to zero than 1e-10 counts as -1e-10 i: large and finite, and on the side of the Green's function. Only a
     chain without damping or with u < 0 can come there, by exact cancellation.
     """
     size = jnp.maximum(jnp.abs(a[0]), jnp.abs(a[1]))
