@@ -8,11 +8,18 @@ from flax import nnx
 
 from phase2_jax.memory.diagnostics import MemoryDiagnostics, diagnose
 from phase2_jax.memory.state import MemoryState
+from phase2_jax.model.barrier import stored_gradient
 from phase2_jax.model.config import ModelConfig
 from phase2_jax.model.initializers import projection_initializer
 from phase2_jax.model.memory_branch import MemoryBranch
 from phase2_jax.model.potential import Potential
 from phase2_jax.model.resolvent_branch import ResolventBranch
+
+
+# Recomputed in the backward pass: of the wide hidden layer one array is stored instead of two.
+@jax.checkpoint
+def _gelu(x: jax.Array) -> jax.Array:
+    return jax.nn.gelu(x, approximate=False)
 
 
 class FeedForward(nnx.Module):
@@ -26,7 +33,7 @@ class FeedForward(nnx.Module):
         self.dropout = nnx.Dropout(config.dropout)
 
     def __call__(self, x_BxNxD: jax.Array, *, deterministic: bool, rngs: nnx.Rngs | None) -> jax.Array:
-        hidden_BxNxF = jax.nn.gelu(self.up(x_BxNxD), approximate=False)
+        hidden_BxNxF = _gelu(stored_gradient(self.up(x_BxNxD)))
         return self.down(self.dropout(hidden_BxNxF, deterministic=deterministic, rngs=rngs))
 
 

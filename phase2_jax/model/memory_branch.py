@@ -9,6 +9,7 @@ from flax import nnx
 from phase2_jax.memory.convolution import causal_convolution
 from phase2_jax.memory.hebbian import Writes, scan_stream
 from phase2_jax.memory.state import MemoryState
+from phase2_jax.model.barrier import stored_gradient
 from phase2_jax.model.config import ModelConfig
 from phase2_jax.model.initializers import projection_initializer
 
@@ -49,7 +50,7 @@ class MemoryBranch(nnx.Module):
         config = self.config
         qkv_BxNxC = self.qkv(x_BxNxD)
         if self.taps is not None:
-            qkv_BxNxC, tail = _convolution_and_silu(qkv_BxNxC, self.taps[...], state.conv_tail_BxTxC, reset_BxN)
+            qkv_BxNxC, tail = causal_convolution(qkv_BxNxC, self.taps[...], state.conv_tail_BxTxC, reset_BxN)
             state = replace(state, conv_tail_BxTxC=tail)
         width = config.num_heads * config.head_dim
         q, k, v = jnp.split(qkv_BxNxC, (width, 2 * width), axis=-1)
@@ -93,17 +94,8 @@ class MemoryBranch(nnx.Module):
             y_BxNxHxV = _rms_norm(y_BxNxHxV) * self.readout_scale[...].astype(y_BxNxHxV.dtype)[None, None]
         y_BxNxE = y_BxNxHxV.reshape(*x_BxNxD.shape[:2], -1)
         if self.output_gate is not None:
-            y_BxNxE = y_BxNxE * jax.nn.silu(self.output_gate(x_BxNxD))
+            y_BxNxE = y_BxNxE * jax.nn.silu(stored_gradient(self.output_gate(x_BxNxD)))
         return self.out(y_BxNxE), f_BxN, state
-
-
-# Recomputed in the backward pass: a few operations a number, against one stored array for each tap.
-@jax.checkpoint
-def _convolution_and_silu(
-    x_BxNxC: jax.Array, taps_TxC: jax.Array, tail_BxSxC: jax.Array, reset_BxN: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    y_BxNxC, tail_BxSxC = causal_convolution(x_BxNxC, taps_TxC, tail_BxSxC, reset_BxN)
-    return jax.nn.silu(y_BxNxC), tail_BxSxC
 
 
 def _unit(x: jax.Array) -> jax.Array:

@@ -48,10 +48,9 @@ def _parse(argv: Sequence[str]) -> list[str]:
 def _explain(error: Exception, argv: Sequence[str]) -> str:
     """One line about a command line that absl or ml_collections refused."""
     text = " ".join(str(error.args[0] if error.args else error).split())
-    config = next((a.split("=", 1)[1] for a in argv if a.startswith("--config=")), None)
     for argument in argv[1:]:
         name, _, value = argument.removeprefix("--").partition("=")
-        if not name.startswith("config.") or config is None:
+        if not name.startswith("config."):
             continue
         problem = _override_problem(name.removeprefix("config."), value)
         if problem:
