@@ -2,14 +2,17 @@
 #   PYTHON  interpreter that creates the environment (default: the first that is Python 3.11 or newer and has venv)
 #   VENV    where the environment lives (default .venv)
 #   EXTRAS  further optional dependencies, comma separated, for example EXTRAS=cuda13 or EXTRAS=wandb,datasets
+#   WORKERS processes that share the tests (default 2; compiling, most of their time, keeps one core busy each)
 #   PYTEST_ARGS  passed on to pytest
 VENV ?= .venv
 EXTRAS ?=
+WORKERS ?= 2
 PYTEST_ARGS ?=
 
 comma := ,
 BIN := $(VENV)/bin
 ALL_EXTRAS := dev,tokenizers,safetensors$(if $(EXTRAS),$(comma)$(EXTRAS))
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 STAMP := $(VENV)/.setup-$(subst $(comma),-,$(ALL_EXTRAS))
 
 .DEFAULT_GOAL := help
@@ -31,10 +34,10 @@ train: setup
 	$(BIN)/python train.py --config=configs/tiny.py --workdir=runs/tiny
 
 test: setup
-	$(BIN)/python -m pytest -m "not gpu" $(PYTEST_ARGS)
+	$(PYTEST) -m "not gpu" $(PYTEST_ARGS)
 
 test-fast: setup
-	$(BIN)/python -m pytest -m "not slow and not gpu" $(PYTEST_ARGS)
+	$(PYTEST) -m "not slow and not gpu" $(PYTEST_ARGS)
 
 test-gpu: setup
 	$(BIN)/python -m pytest -m gpu $(PYTEST_ARGS)
