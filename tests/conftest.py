@@ -1,11 +1,19 @@
 """Settings every test shares."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
 # Tests run each program a few times on small arrays: compiling it, not running it, is what takes time. Without LLVM's
 # optimisation and with the older emitters of fused loops it takes a tenth of it. Read when jax starts.
 CHEAP_COMPILATION = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {CHEAP_COMPILATION}"
+# Programs that several tests, or the processes they start, compile alike are compiled once.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="phase2-jax-tests-")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 import jax  # noqa: E402
 import pytest  # noqa: E402

@@ -36,6 +36,7 @@ def _parse(argv: Sequence[str]) -> list[str]:
             raise UserError(f"unexpected argument {rest[1]!r}: settings are written --config.group.name=value")
         if _CONFIG.value is None:
             raise UserError("--config is missing: give one, for example --config=configs/tiny.py")
+        _check_config_file()
         if not _WORKDIR.value:
             raise UserError("--workdir is missing: give a folder for the run, for example --workdir=runs/tiny")
     except UserError as error:
@@ -43,6 +44,15 @@ def _parse(argv: Sequence[str]) -> list[str]:
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         _fail(_explain(error, argv))
     return rest
+
+
+def _check_config_file() -> None:
+    """config_flags keeps quiet about a file it could not load until somebody asks for a value."""
+    try:
+        _CONFIG.value.to_dict()
+    except OSError as error:
+        reason = " ".join(str(error.__cause__ or error).split())
+        raise UserError(f"--config cannot be read: {reason}") from error
 
 
 def _explain(error: Exception, argv: Sequence[str]) -> str:

@@ -1,0 +1,162 @@
+"""The command line: every mistake gets one line that names it, and a status that is not 0."""
+
+import json
+from pathlib import Path
+
+import pytest
+from absl import flags
+
+from phase2_jax.training import program
+
+REPOSITORY = Path(__file__).parents[2]
+TINY = f"--config={REPOSITORY / 'configs' / 'tiny.py'}"
+# The smallest run there is: what these tests look at happens before or around the steps.
+SMALL = (
+    "--config.model.d_model=8",
+    "--config.model.num_layers=2",
+    "--config.model.num_heads=2",
+    "--config.model.head_dim=4",
+    "--config.model.ffn_dim=8",
+    "--config.model.consolidation.interval=8",
+    "--config.train.seq_len=16",
+    "--config.train.batch_size=2",
+    "--config.train.num_val_batches=1",
+    "--config.train.num_steps=2",
+    "--config.train.steps_per_epoch=2",
+    "--config.logging.tensorboard=False",
+)
+
+
+def run(*arguments: str) -> int:
+    """Run the program in this process; returns its exit status."""
+    flags.FLAGS.unparse_flags()
+    for name in ("config", "workdir", "resume"):
+        flags.FLAGS[name].unparse()
+    for name in [name for name in flags.FLAGS if name.startswith("config.")]:
+        delattr(flags.FLAGS, name)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["train.py", *arguments])
+        with pytest.raises(SystemExit) as exit_info:
+            program.main()
+    code = exit_info.value.code
+    return code if isinstance(code, int) else int(code is not None)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ((), "--config is missing"),
+        (("--config=configs/absent.py", "--workdir=w"), "absent.py"),
+        ((TINY,), "--workdir is missing"),
+        ((TINY, "--workdir=w", "extra"), "unexpected argument 'extra'"),
+        ((TINY, "--workdir=w", "--config.model.d_modell=3"), "did you mean d_model?"),
+        ((TINY, "--workdir=w", "--config.modle.d_model=3"), "did you mean model?"),
+        ((TINY, "--workdir=w", "--config.model=3"), "is a group"),
+        ((TINY, "--workdir=w", "--config.model.d_model.x=3"), "not a group"),
+        ((TINY, "--workdir=w", "--config.model.d_model=many"), "must be of type int"),
+        ((TINY, "--workdir=w", "--config.model.d_model=1.5"), "must be of type int"),
+        ((TINY, "--workdir=w", "--config.model.resolvent=perhaps"), "must be of type bool"),
+        ((TINY, "--workdir=w", "--config.model.base_decay=0"), "model.base_decay=0.0 must be greater than 0"),
+        ((TINY, "--workdir=w", "--config.model.base_decay=-1"), "model.base_decay=-1.0"),
+        ((TINY, "--workdir=w", "--config.model.base_decay=nan"), "model.base_decay=nan"),
+        ((TINY, "--workdir=w", "--config.model.snr.threshold=-1"), "model.snr.threshold=-1.0"),
+        ((TINY, "--workdir=w", "--config.model.resonance.threshold=2"), "model.resonance.threshold=2.0"),
+        ((TINY, "--workdir=w", "--config.model.num_heads=0"), "model.num_heads=0"),
+        ((TINY, "--workdir=w", "--config.model.bk_mode=bidirectional"), "model.encoder=True"),
+        ((TINY, "--workdir=w", "--config.model.vocab_size=100"), "smaller than the tokenizer's 256"),
+        ((TINY, "--workdir=w", "--config.model.dtype=float16"), "model.dtype='float16'"),
+        ((TINY, "--workdir=w", "--config.train.grad_accum=3"), "must divide"),
+        ((TINY, "--workdir=w", "--config.train.batch_size=100000"), "lower one of them"),
+        ((TINY, "--workdir=w", "--config.sharding.tensor=2"), "only the data axis"),
+        ((TINY, "--workdir=w", "--config.sharding.data=64"), "devices"),
+        ((TINY, "--workdir=w", "--config.kernels.implementation=cuda"), "kernels.implementation='cuda'"),
+        ((TINY, "--workdir=w", "--config.optimizer.learning_rate=-1"), "optimizer.learning_rate=-1.0"),
+        ((TINY, "--workdir=w", "--config.data.path=absent.txt"), "absent.txt"),
+        ((TINY, "--workdir=w", "--config.data.tokenizer=bpe"), "data.tokenizer='bpe'"),
+        ((TINY, "--workdir=w", "--config.checkpoint.keep=0"), "checkpoint.keep=0"),
+        ((TINY, "--workdir=w", "--config.logging.batch_every=0"), "logging.batch_every"),
+    ],
+)
+def test_a_mistake_gets_one_line(arguments, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    status = run(*arguments)
+    errors = capsys.readouterr().err.splitlines()
+    assert status == 2
+    assert len([line for line in errors if line.startswith("error: ")]) == 1
+    assert said in errors[-1]
+    assert "Traceback" not in "".join(errors)
+    # Nothing of a run that never began stays behind.
+    assert not (tmp_path / "w" / "config.json").exists()
+
+
+def test_text_that_cannot_be_used(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty.txt").write_text("")
+    (tmp_path / "short.txt").write_text("abc")
+    for name, said in (("empty.txt", "empty"), ("short.txt", "tokens")):
+        assert run(TINY, "--workdir=w", f"--config.data.path={name}") == 2
+        assert said in capsys.readouterr().err
+
+
+def test_workdirs_that_cannot_be_used(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("no folder")
+    assert run(TINY, "--workdir=file") == 2
+    assert "cannot be written to" in capsys.readouterr().err
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "thesis.tex").write_text("mine")
+    assert run(TINY, "--workdir=foreign") == 2
+    assert "holds no run" in capsys.readouterr().err
+    assert (tmp_path / "foreign" / "thesis.tex").read_text() == "mine"
+
+
+@pytest.mark.slow
+def test_a_run_is_continued_finished_and_guarded(tmp_path, capsys):
+    workdir = f"--workdir={tmp_path / 'run'}"
+    run_status = run(TINY, workdir, *SMALL)
+    assert run_status == 0
+    assert "Training completed" in capsys.readouterr().out
+    stored = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert stored["config"]["model"]["d_model"] == 8
+    assert stored["overrides"]["model.d_model"] == 8
+    assert stored["versions"]["jax"]
+
+    assert run(TINY, workdir, *SMALL) == 0
+    assert "finished at step 2" in capsys.readouterr().out
+
+    assert run(TINY, workdir, *SMALL, "--config.train.num_steps=4") == 0
+    assert "Resumed from step 2" in capsys.readouterr().out
+
+    assert run(TINY, workdir, *SMALL, "--config.model.d_model=12") == 2
+    assert "config.model.d_model is 12 but this run was started with 8" in capsys.readouterr().err
+
+    assert run(TINY, workdir, *SMALL, "--noresume") == 2
+    assert "already holds a run" in capsys.readouterr().err
+
+    damaged = tmp_path / "run" / "checkpoints" / "4" / "model"
+    for file in damaged.rglob("*"):
+        if file.is_file():
+            file.write_bytes(file.read_bytes()[:10])
+    assert run(TINY, workdir, *SMALL, "--config.train.num_steps=6") == 2
+    message = capsys.readouterr().err
+    assert "cannot be read" in message
+    assert "delete that folder" in message
+
+
+@pytest.mark.slow
+def test_a_diverging_run_keeps_its_last_good_state(tmp_path, capsys):
+    workdir = f"--workdir={tmp_path / 'run'}"
+    hot = (
+        "--config.optimizer.learning_rate=1e30",
+        "--config.optimizer.gradient_clip_norm=0",
+        "--config.train.num_steps=9",
+    )
+    assert run(TINY, workdir, *SMALL, "--config.train.steps_per_epoch=9", *hot) == 2
+    output = capsys.readouterr()
+    assert "not finite" in output.err or "went bad" in output.err
+    assert "step " in output.err
+    assert "emergency checkpoint" in output.out
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    steps = [json.loads(line)["step"] for line in lines]
+    saved = [int(path.name) for path in (tmp_path / "run" / "checkpoints").iterdir() if path.name.isdigit()]
+    assert max(saved) == max(steps)

@@ -1,0 +1,237 @@
+"""A run that was stopped and continued ends like one that never stopped."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from phase2_jax.data.config import DataConfig
+from phase2_jax.errors import UserError
+from phase2_jax.memory.config import ConsolidationConfig
+from phase2_jax.model.config import ModelConfig
+from phase2_jax.training import loop, validation
+from phase2_jax.training.checkpoints import BEST, CHECKPOINTS
+from phase2_jax.training.config import CheckpointConfig, ExperimentConfig, OptimizerConfig, TrainConfig
+from phase2_jax.training.history import read_metrics
+from phase2_jax.training.logging_config import LoggingConfig
+from phase2_jax.training.signals import Interrupted, StopRequest
+
+pytestmark = pytest.mark.slow
+REPOSITORY = Path(__file__).parents[2]
+# Wall clock and machine: the only figures that may differ.
+UNREPEATABLE = ("epoch_time", "epoch_times", "tokens_per_second", "mfu", "peak_vram_mb", "current_vram_mb")
+
+
+def experiment(text: Path, **train) -> ExperimentConfig:
+    return ExperimentConfig(
+        model=ModelConfig(
+            d_model=8,
+            num_layers=2,
+            num_heads=2,
+            head_dim=4,
+            ffn_dim=8,
+            dropout=0.1,
+            consolidation=ConsolidationConfig(interval=8),
+        ),
+        data=DataConfig(path=str(text), fresh_state_fraction=0.2, document_separator="\n\n"),
+        optimizer=OptimizerConfig(learning_rate=1e-2, warmup_steps=2),
+        train=TrainConfig(
+            **{"num_epochs": 2, "steps_per_epoch": 4, "batch_size": 4, "seq_len": 16, "grad_accum": 2} | train
+        ),
+        checkpoint=CheckpointConfig(every_steps=3),
+        logging=LoggingConfig(tensorboard=False),
+    )
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory) -> Path:
+    rng = np.random.default_rng(0)
+    words = ["gamma", "forgets", "what", "the", "memory", "wrote", "yesterday"]
+    paragraphs = (" ".join(rng.choice(words, 12)) for _ in range(40))
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text("\n\n".join(paragraphs))
+    return path
+
+
+@pytest.fixture(scope="module")
+def undisturbed(text, tmp_path_factory) -> Path:
+    workdir = tmp_path_factory.mktemp("undisturbed") / "run"
+    loop.train(experiment(text), workdir)
+    return workdir
+
+
+def final_arrays(workdir: Path, name: str = CHECKPOINTS) -> dict[str, np.ndarray]:
+    """Every array of the newest checkpoint, by its path."""
+    import orbax.checkpoint as ocp
+
+    step = max(int(path.name) for path in (workdir / name).iterdir() if path.name.isdigit())
+    arrays = {}
+    with ocp.StandardCheckpointer() as checkpointer:
+        for item in ("model", "optimizer", "memory", "rng"):
+            tree = checkpointer.restore((workdir / name / str(step) / item).absolute())
+            for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+                arrays[item + jax.tree_util.keystr(path)] = np.asarray(leaf)
+    return arrays
+
+
+def records(workdir: Path) -> list[dict]:
+    return [
+        {key: value for key, value in record.items() if key not in UNREPEATABLE}
+        for record in read_metrics(workdir / "metrics.jsonl")
+    ]
+
+
+def history(workdir: Path) -> dict:
+    stored = json.loads((workdir / "training_history.json").read_text())
+    return {key: value for key, value in stored.items() if key not in UNREPEATABLE}
+
+
+def assert_same_run(workdir: Path, other: Path) -> None:
+    for name in (CHECKPOINTS, BEST):
+        arrays, expected = final_arrays(workdir, name), final_arrays(other, name)
+        assert arrays.keys() == expected.keys()
+        for key, array in arrays.items():
+            np.testing.assert_array_equal(array, expected[key], err_msg=f"{name} {key}")
+    assert records(workdir) == records(other)
+    assert history(workdir) == history(other)
+
+
+class StopAt:
+    """A stop request that fires when it has been looked at often enough."""
+
+    def __init__(self, looks: int):
+        self.looks = looks
+
+    def check(self, _request) -> None:
+        self.looks -= 1
+        if self.looks < 0:
+            raise Interrupted(signal.SIGTERM)
+
+
+# Looks 0-3 come before the steps of epoch 1, then one for each of the validation batches, and so on.
+@pytest.mark.parametrize("looks", [1, 2, 4, 6, 9])
+def test_stopped_anywhere_and_resumed_ends_the_same(looks, text, undisturbed, tmp_path, monkeypatch):
+    config = experiment(text)
+    with monkeypatch.context() as patch:
+        stop_at = StopAt(looks)
+        patch.setattr(StopRequest, "check", lambda self: stop_at.check(self))
+        with pytest.raises(Interrupted):
+            loop.train(config, tmp_path / "run")
+    loop.train(config, tmp_path / "run")
+    assert_same_run(tmp_path / "run", undisturbed)
+
+
+def test_an_exception_saves_the_state_and_goes_on(text, undisturbed, tmp_path, monkeypatch, capsys):
+    config = experiment(text)
+    original = validation.validate
+
+    def broken(run, params, stop):
+        raise RuntimeError("a disk went away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "validate", broken)
+        with pytest.raises(RuntimeError, match="a disk went away"):
+            loop.train(config, tmp_path / "run")
+    assert original is validation.validate
+    assert "emergency checkpoint of step 4" in capsys.readouterr().out
+    loop.train(config, tmp_path / "run")
+    assert_same_run(tmp_path / "run", undisturbed)
+
+
+def test_other_text_or_shape_is_refused(text, undisturbed, tmp_path):
+    config = experiment(text)
+    with pytest.raises(UserError, match=r"train\.batch_size is 2 but this run was started with 4"):
+        loop.train(dataclasses.replace(config, train=dataclasses.replace(config.train, batch_size=2)), undisturbed)
+    content = text.read_text()
+    try:
+        text.write_text(content.replace("gamma", "gauss"))
+        with pytest.raises(UserError, match="text or tokenizer is not the one"):
+            loop.train(config, undisturbed)
+    finally:
+        text.write_text(content)
+
+
+def test_history_has_every_curve(undisturbed):
+    stored = history(undisturbed)
+    assert stored["total_epochs"] == 2
+    assert len(stored["train_losses"]) == len(stored["val_losses"]) == len(stored["learning_rates"]) == 2
+    for name, keys in {
+        "gamma_history": ("mean", "std", "min", "max"),
+        "snr_history": ("mean", "low_ratio"),
+        "resonance_history": ("modes", "energy"),
+        "stability_history": ("stable_ratio", "energy"),
+    }.items():
+        for entry in stored[name]:
+            assert all(np.isfinite(entry[key]) for key in keys)
+            assert len(entry["per_layer"]) == 2
+    assert min(stored["val_losses"]) == stored["best_val_loss"]
+    assert {path.name for path in (undisturbed / "plots").iterdir()} == {"learning_curves.png", "gamma_evolution.png"}
+
+
+def start_process(workdir: Path, text: Path) -> subprocess.Popen:
+    settings = {
+        "model.d_model": 8,
+        "model.num_heads": 2,
+        "model.num_layers": 1,
+        "model.head_dim": 4,
+        "model.ffn_dim": 8,
+        "model.consolidation.interval": 8,
+        "train.seq_len": 16,
+        "train.batch_size": 4,
+        "train.num_steps": 400,
+        "train.steps_per_epoch": 100,
+        "train.num_val_batches": 2,
+        "checkpoint.every_steps": 20,
+        "logging.tensorboard": False,
+        "data.path": text,
+    }
+    command = [sys.executable, "train.py", "--config=configs/tiny.py", f"--workdir={workdir}"]
+    command += [f"--config.{name}={value}" for name, value in settings.items()]
+    return subprocess.Popen(
+        command, cwd=REPOSITORY, env=dict(os.environ), stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+
+
+def wait_for_steps(workdir: Path, steps: int, process: subprocess.Popen) -> None:
+    for _ in range(3000):
+        metrics = workdir / "metrics.jsonl"
+        if metrics.exists() and metrics.read_bytes().count(b"\n") >= steps:
+            return
+        assert process.poll() is None, process.communicate()[0].decode()
+        time.sleep(0.1)
+    raise AssertionError("the run made no progress")
+
+
+@pytest.fixture(scope="module")
+def whole_process(text, tmp_path_factory) -> Path:
+    workdir = tmp_path_factory.mktemp("whole") / "run"
+    process = start_process(workdir, text)
+    output = process.communicate()[0].decode()
+    assert process.returncode == 0, output
+    return workdir
+
+
+@pytest.mark.parametrize(("signum", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -9)])
+def test_a_killed_process_continues_to_the_same_end(signum, status, text, whole_process, tmp_path):
+    workdir = tmp_path / "run"
+    process = start_process(workdir, text)
+    wait_for_steps(workdir, 47, process)
+    process.send_signal(signum)
+    output = process.communicate()[0].decode()
+    assert process.returncode == status, output
+    if signum != signal.SIGKILL:
+        assert "emergency checkpoint" in output
+        assert "Traceback" not in output
+    process = start_process(workdir, text)
+    output = process.communicate()[0].decode()
+    assert process.returncode == 0, output
+    assert "Resumed from step" in output
+    assert_same_run(workdir, whole_process)
