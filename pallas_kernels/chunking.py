@@ -12,9 +12,9 @@ def lane_chunk_length(num_tokens: int) -> int:
     """Chunk length for the forms that walk all chunks side by side, one lane a chunk.
 
     They take two walks of length C inside the chunks and one of length N / C over them: 2 C + N / C sequential steps,
-    least at C = sqrt(N / 2); rounded up to a multiple of 4, which the unrolled loops divide.
+    least at C = sqrt(N / 2).
     """
-    return min(num_tokens, 4 * math.ceil(math.sqrt(num_tokens / 2) / 4))
+    return min(num_tokens, math.ceil(math.sqrt(num_tokens / 2)))
 
 
 def pad_tokens(x: jax.Array, chunk: int, value: float = 0.0) -> jax.Array:

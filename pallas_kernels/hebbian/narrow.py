@@ -15,8 +15,6 @@ from pallas_kernels.hebbian.decays import decayed
 
 # Largest K V for which this form is the faster one (measured on CPU).
 LARGEST_STATE = 16
-# Loop iterations fused into one; the loops are short and their bodies small.
-_UNROLL = 4
 
 
 def _keep(log_decay, cut, state):
@@ -36,7 +34,7 @@ def _walk_chunks(log_decay, cut, added, reverse: bool):
         return carry, carry
 
     start = jax.tree.map(lambda x: jnp.zeros_like(x[0]), (added, log_decay, cut))
-    _, walked = jax.lax.scan(body, start, (log_decay, cut, added), reverse=reverse, unroll=_UNROLL)
+    _, walked = jax.lax.scan(body, start, (log_decay, cut, added), reverse=reverse)
     return walked
 
 
@@ -53,7 +51,7 @@ def _recurrence(log_decay_BxNxH, cut_BxNx1, added_BxNxHxKxV, initial_BxHxKxV, re
         return _keep(log_fade_m, gone_m, state) + local_m, state
 
     chunks_first = jax.tree.map(lambda x: jnp.moveaxis(x[last], 1, 0), (local, log_fade, gone))
-    _, entries = jax.lax.scan(across, initial_BxHxKxV, chunks_first, reverse=reverse, unroll=_UNROLL)
+    _, entries = jax.lax.scan(across, initial_BxHxKxV, chunks_first, reverse=reverse)
     states = local + _keep(log_fade, gone, jnp.moveaxis(entries, 0, 1))
     return from_lanes(states, num_tokens)
 

@@ -25,9 +25,6 @@ from pallas_kernels import complex_pairs as cp
 from pallas_kernels.chunking import from_lanes, lane_chunk_length, pad_tokens, to_lanes
 from pallas_kernels.complex_pairs import Pair
 
-# Loop iterations fused into one; the loops are short and their bodies small.
-_UNROLL = 4
-
 
 def _lanes(pair: Pair, chunk: int, padding: tuple[float, float] = (0.0, 0.0)) -> Pair:
     re, im = (to_lanes(pad_tokens(part, chunk, value), chunk) for part, value in zip(pair, padding, strict=True))
@@ -56,7 +53,7 @@ def _chunk_maps(x: Pair, u_CxBxMxH: jax.Array) -> tuple[Pair, Pair, Pair]:
     kappa = cp.scale(u_CxBxMxH[0], first)
     start = (first, cp.multiply(kappa, first), kappa)
     rest = ((x[0][1:], x[1][1:]), u_CxBxMxH[1:])
-    maps, _ = jax.lax.scan(body, start, rest, unroll=_UNROLL)
+    maps, _ = jax.lax.scan(body, start, rest)
     return maps
 
 
@@ -70,7 +67,7 @@ def _entry_values(maps: tuple[Pair, Pair, Pair], initial_g: Pair) -> Pair:
         return cp.add(g_nn, passed), g
 
     chunks_first = jax.tree.map(lambda a: jnp.moveaxis(a, 1, 0), maps)
-    _, entries = jax.lax.scan(body, initial_g, chunks_first, unroll=_UNROLL)
+    _, entries = jax.lax.scan(body, initial_g, chunks_first)
     return jnp.moveaxis(entries[0], 0, 1), jnp.moveaxis(entries[1], 0, 1)
 
 
@@ -85,7 +82,7 @@ def _forward(x: Pair, u: jax.Array, initial_g: Pair, chunk: int) -> Pair:
         g = _site(x_t, u_t, g)
         return g, g
 
-    _, g = jax.lax.scan(body, entries, (x_lanes, u_lanes), unroll=_UNROLL)
+    _, g = jax.lax.scan(body, entries, (x_lanes, u_lanes))
     return _tokens(g, num_tokens)
 
 
@@ -103,7 +100,7 @@ def _reverse_linear(factor: Pair, added: Pair, chunk: int) -> Pair:
 
     zero = jnp.zeros_like(lanes[0][0][0])
     start = ((zero, zero), (zero + 1, zero))
-    _, (local, fade) = jax.lax.scan(inside, start, lanes, reverse=True, unroll=_UNROLL)
+    _, (local, fade) = jax.lax.scan(inside, start, lanes, reverse=True)
 
     def across(lam, xs):
         local_m, fade_m = xs
@@ -111,7 +108,7 @@ def _reverse_linear(factor: Pair, added: Pair, chunk: int) -> Pair:
 
     firsts = jax.tree.map(lambda a: jnp.moveaxis(a[0], 1, 0), (local, fade))
     nothing = (zero[:, 0], zero[:, 0])
-    _, coming = jax.lax.scan(across, nothing, firsts, reverse=True, unroll=_UNROLL)
+    _, coming = jax.lax.scan(across, nothing, firsts, reverse=True)
     coming = jnp.moveaxis(coming[0], 0, 1), jnp.moveaxis(coming[1], 0, 1)
     return _tokens(cp.add(local, cp.multiply(fade, coming)), num_tokens)
 

@@ -1,6 +1,7 @@
 """The chunked Hebbian scan against its law: values, every gradient, and what must hold for any input."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +22,7 @@ def x64():
         yield
 
 
-def make_inputs(batch, tokens, heads, key_width, value_width, dtype=np.float64, seed=0):
+def make_inputs(batch, tokens, heads, key_width, value_width, dtype: Any = np.float64, seed=0):
     """Random inputs whose decays go from none (0) over slow (1e-6) and fast (50) to instant (1e4)."""
     rng = np.random.default_rng(seed)
     q, k = rng.normal(size=(2, batch, tokens, heads, key_width))
@@ -244,6 +245,7 @@ def test_a_reset_is_a_fresh_start(widths):
     np.testing.assert_array_equal(last_other, last)
 
 
+@pytest.mark.slow
 def test_works_under_vmap_remat_and_a_scan_over_layers():
     _, k, _, log_decay, eta, _ = single_inputs((6, 6))
 
@@ -276,8 +278,9 @@ def test_steps_are_the_scan():
 def test_a_step_broadcasts_its_gates():
     q, k, v, log_decay, _, state = make_inputs(2, 1, 2, 8, 4, dtype=np.float32)
     q, k, v, log_decay = (x[:, 0] for x in (q, k, v, log_decay))
-    short, _ = hebbian_step(q, k, v, log_decay[:, :1], 0.5, state)
-    full, _ = hebbian_step(q, k, v, log_decay[:, [0, 0]], jnp.full((2, 2), 0.5), state)
+    step = jax.jit(hebbian_step)
+    short, _ = step(q, k, v, log_decay[:, :1], 0.5, state)
+    full, _ = step(q, k, v, log_decay[:, [0, 0]], jnp.full((2, 2), 0.5), state)
     np.testing.assert_array_equal(short, full)
 
 

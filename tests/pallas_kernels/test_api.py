@@ -1,0 +1,116 @@
+"""What the public functions refuse, and how they choose an implementation."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from pallas_kernels import hebbian_scan, hebbian_step, registry, resolvent_scan
+
+B, N, H, K, V = 2, 5, 3, 4, 6
+
+
+def hebbian_arguments():
+    return {
+        "q_BxNxHxK": jnp.ones((B, N, H, K)),
+        "k_BxNxHxK": jnp.ones((B, N, H, K)),
+        "v_BxNxHxV": jnp.ones((B, N, H, V)),
+        "log_decay": -jnp.ones((B, N, H)),
+        "eta": 0.1,
+        "initial_state": None,
+        "reset": None,
+    }
+
+
+def resolvent_arguments():
+    return {
+        "v_BxNxH": jnp.ones((B, N, H)),
+        "gamma_BxNxH": jnp.ones((B, N, H)),
+        "u": jnp.ones(H),
+        "z_re": jnp.zeros(H),
+        "z_im": jnp.ones(H),
+        "initial_g": None,
+        "reset": None,
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"q_BxNxHxK": jnp.ones((B, N, K))}, r"q must be \(B, N, H, K\)"),
+        ({"k_BxNxHxK": jnp.ones((B, N, H, K + 1))}, "q and k must have one shape"),
+        ({"v_BxNxHxV": jnp.ones((B, N + 1, H, V))}, "v must agree with q"),
+        ({"q_BxNxHxK": jnp.ones((B, N, H, K), int)}, "q must be floating point"),
+        ({"q_BxNxHxK": jnp.ones((B, 0, H, K))}, "empty axis"),
+        ({"log_decay": -jnp.ones((B, 1, H))}, "log_decay must be"),
+        ({"log_decay": -jnp.ones((B, N, H), jnp.bfloat16)}, "log_decay must be float32"),
+        ({"eta": jnp.ones(H + 1)}, "eta of shape"),
+        ({"initial_state": jnp.ones((B, H, V, K))}, "initial_state must be"),
+        ({"reset": jnp.zeros((B, N, H), bool)}, "reset must be"),
+        ({"reset": jnp.zeros((B, N))}, "reset must be bool"),
+        ({"implementation": "mosaic2"}, "'mosaic2' is not in this version"),
+    ],
+)
+def test_hebbian_scan_names_what_is_wrong(changes, message):
+    with pytest.raises(ValueError, match=message):
+        hebbian_scan(**{**hebbian_arguments(), **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"v_BxNxH": jnp.ones((N, H))}, r"v must be \(B, N, H\)"),
+        ({"v_BxNxH": jnp.ones((B, 0, H))}, "empty axis"),
+        ({"gamma_BxNxH": jnp.ones((B, N, 1))}, "gamma must have v's shape"),
+        ({"u": jnp.ones((N, H))}, "u must be"),
+        ({"z_im": jnp.ones(H + 1)}, "z_im must be"),
+        ({"z_re": jnp.ones(H, int)}, "z_re must be floating point"),
+        ({"mode": "both"}, "mode must be one of"),
+        ({"mode": "bidirectional", "initial_g": (jnp.ones((B, H)), jnp.ones((B, H)))}, "initial_g belongs to"),
+        ({"initial_g": (jnp.ones(H), jnp.ones(H))}, "initial_g must be two"),
+        ({"reset": jnp.zeros((B, N), int)}, "reset must be bool"),
+        ({"implementation": "magic"}, "'magic' is not in this version"),
+    ],
+)
+def test_resolvent_scan_names_what_is_wrong(changes, message):
+    with pytest.raises(ValueError, match=message):
+        resolvent_scan(**{**resolvent_arguments(), **changes})
+
+
+def test_hebbian_step_names_what_is_wrong():
+    q, v, gate, state = jnp.ones((B, H, K)), jnp.ones((B, H, V)), -jnp.ones((B, H)), jnp.zeros((B, H, K, V))
+    with pytest.raises(ValueError, match="state must be"):
+        hebbian_step(q, q, v, gate, 0.1, state[:1])
+    with pytest.raises(ValueError, match="log_decay must be"):
+        hebbian_step(q, q, v, gate[:, :2], 0.1, state)
+    with pytest.raises(ValueError, match="reset must be"):
+        hebbian_step(q, q, v, gate, 0.1, state, reset_B=jnp.zeros((B, H), bool))
+
+
+def problem():
+    return registry.Problem(registry.default_device(), {"q": (B, N, H, K)}, {"q": jnp.float32})
+
+
+def test_the_first_implementation_that_can_run_is_taken():
+    hopper = registry.Implementation("fast", lambda: None, lambda p: f"needs a GPU, this is a {p.device.platform}")
+    anywhere = registry.Implementation("plain", lambda: None, registry.runs_anywhere)
+    able = dataclasses.replace(hopper, why_not=registry.runs_anywhere)
+    assert registry.choose("scan", (hopper, anywhere), None, problem()) is anywhere
+    assert registry.choose("scan", (able, anywhere), None, problem()) is able
+    assert registry.choose("scan", (able, anywhere), "plain", problem()) is anywhere
+    with pytest.raises(
+        ValueError,
+        match=f"scan: implementation 'fast' cannot run this call: needs a GPU, .* a {problem().device.platform}",
+    ):
+        registry.choose("scan", (hopper, anywhere), "fast", problem())
+    with pytest.raises(ValueError, match="it has 'fast', 'plain'"):
+        registry.choose("scan", (hopper, anywhere), "other", problem())
+
+
+def test_the_default_device_is_the_one_chosen_for_jax():
+    cpu = jax.devices("cpu")[0]
+    with jax.default_device(cpu):
+        assert registry.default_device() == cpu
+    with jax.default_device("cpu"):
+        assert registry.default_device() == cpu
