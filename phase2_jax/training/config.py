@@ -161,7 +161,7 @@ class ExperimentConfig:
 
 def default_config() -> ConfigDict:
     """Every field with its default, as a locked `ConfigDict`."""
-    return ConfigDict(dataclasses.asdict(ExperimentConfig()))
+    return ConfigDict(dataclasses.asdict(ExperimentConfig())).lock()
 
 
 def from_config_dict(config: ConfigDict) -> ExperimentConfig:

@@ -1,0 +1,63 @@
+"""The configuration files: they load, they are valid, and their sizes are the documented ones."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+from ml_collections import ConfigDict
+
+from phase2_jax.errors import UserError
+from phase2_jax.physics.potential import longest_half_life
+from phase2_jax.training.config import ExperimentConfig, default_config, from_config_dict
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+SIZES = {
+    "tiny": (128, 4, 4, 32),
+    "small": (256, 4, 4, 64),
+    "base": (512, 6, 8, 64),
+    "large": (1024, 12, 16, 64),
+}
+
+
+def load(name: str, *variant: str) -> ConfigDict:
+    spec = importlib.util.spec_from_file_location(f"config_{name}", CONFIGS / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(*variant)
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_a_preset_is_valid_and_its_memory_spans_the_sequence(name):
+    config = from_config_dict(load(name))
+    model = config.model
+    assert (model.d_model, model.num_layers, model.num_heads, model.head_dim) == SIZES[name]
+    # No warning about half-lives that base_decay cuts short, and consolidation inside every sequence.
+    assert longest_half_life(model.base_decay, model.dt) >= (model.half_life_max or config.train.seq_len)
+    assert 0 < model.consolidation.interval < config.train.seq_len
+    assert config.train.seq_len % model.consolidation.interval == 0
+    assert config.train.num_epochs >= 3
+
+
+def test_every_preset_has_a_file_and_every_file_a_recipe():
+    files = sorted(path.stem for path in CONFIGS.glob("*.py"))
+    assert files == sorted(SIZES)
+    for path in CONFIGS.glob("*.py"):
+        assert f"--config=configs/{path.name} --workdir=runs/{path.stem}" in path.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", ["small", "base", "large"])
+def test_the_original_initialisation_is_a_variant(name):
+    config = from_config_dict(load(name, "original_init"))
+    assert config.model.zeta_init
+    assert config.model.position_embedding == "zeta"
+    with pytest.raises(UserError, match="there is original_init"):
+        load(name, "original")
+
+
+def test_a_configuration_file_cannot_set_a_field_that_does_not_exist():
+    assert from_config_dict(default_config()) == ExperimentConfig()
+    config = default_config()
+    with pytest.raises(AttributeError):
+        config.model.no_such_field = 1
