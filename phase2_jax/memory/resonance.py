@@ -6,7 +6,11 @@ import numpy as np
 
 from phase2_jax.physics import zeta
 
-TINY = 1e-30
+# Energies squared below this count as an empty memory; the derivative divides by its square, which float32 must hold.
+EMPTY = 1e-18
+# Modes this many times above the threshold are kept whole to float32's last digit.
+LARGEST_RATIO = 1e4
+SMALLEST_THRESHOLD = 1e-12
 
 
 def _forward(w_BxHxKxV: jax.Array, inverse_basis_KxK: np.ndarray) -> tuple[jax.Array, jax.Array]:
@@ -39,9 +43,11 @@ def mode_weights(energies_squared_BxHxK: jax.Array, threshold: float) -> jax.Arr
     """m_i = 1 / (1 + (threshold · max e / e_i)⁸), `(B, H, K)` in [0, 1]."""
     if threshold == 0:
         return jnp.ones_like(energies_squared_BxHxK)
-    relative = energies_squared_BxHxK / (jnp.max(energies_squared_BxHxK, axis=-1, keepdims=True) + TINY)
-    power = jnp.square(jnp.square(relative))
-    return power / (power + threshold**8)
+    relative = energies_squared_BxHxK / (jnp.max(energies_squared_BxHxK, axis=-1, keepdims=True) + EMPTY)
+    # (e_i / (threshold · max e))², cut so that its powers and their derivatives stay finite down to threshold 0.
+    ratio = jnp.minimum(relative / max(threshold, SMALLEST_THRESHOLD) ** 2, LARGEST_RATIO)
+    power = jnp.square(jnp.square(ratio))
+    return power / (1 + power)
 
 
 def resonate(w_BxHxKxV: jax.Array, threshold: float) -> jax.Array:
