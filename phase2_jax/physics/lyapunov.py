@@ -82,8 +82,7 @@ def observe(
         if num_tokens == 1:
             return stop(x_BxN)[None]
         padded = jnp.zeros((x_BxN.shape[0], num_chunks * chunk, *x_BxN.shape[2:]), x_BxN.dtype)
-        start = (0, offset, *(0,) * (x_BxN.ndim - 2))
-        padded = jax.lax.dynamic_update_slice(padded, stop(x_BxN), start)
+        padded = jax.lax.dynamic_update_slice_in_dim(padded, stop(x_BxN), offset, axis=1)
         return jnp.moveaxis(padded.reshape(x_BxN.shape[0], num_chunks, chunk, *x_BxN.shape[2:]), 1, 0)
 
     ends = (jnp.arange(num_chunks) + 1) * chunk <= offset + num_tokens
