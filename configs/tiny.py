@@ -18,7 +18,6 @@ def get_config() -> ConfigDict:
     config.model.num_heads = 4
     config.model.head_dim = 32
     config.model.ffn_dim = 384
-    config.model.tie_embeddings = True
     config.model.base_decay = 1e-3
     config.model.consolidation.interval = 64
     config.train.num_epochs = 3

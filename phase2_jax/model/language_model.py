@@ -14,9 +14,10 @@ from phase2_jax.model.block import Block
 from phase2_jax.model.config import ModelConfig
 from phase2_jax.physics import zeta
 
+# Size of a position against a token of size 1: the sines already have a root mean square of 0.7.
+ZETA_SCALE = 0.1
 # One MemoryState for all layers: every leaf has a leading layer axis.
 ModelState = MemoryState
-EMBEDDING_STDDEV = 0.02
 
 
 @jax.tree_util.register_dataclass
@@ -66,7 +67,9 @@ class LanguageModel(nnx.Module):
         config.validate()
         self.config = config
         dtype = jnp.dtype(config.dtype)
-        init = nnx.initializers.normal(EMBEDDING_STDDEV)
+        unit = config.d_model**-0.5
+        # Smaller tokens would drown in what the branches add to them; a tied table also has to give logits of order 1.
+        init = nnx.initializers.normal(unit if config.tie_embeddings else 1.0)
         self.embedding = nnx.Embed(config.vocab_size, config.d_model, dtype=dtype, embedding_init=init, rngs=rngs)
 
         def make_block(key: jax.Array) -> Block:
@@ -84,7 +87,14 @@ class LanguageModel(nnx.Module):
         self.head = (
             None
             if config.tie_embeddings
-            else nnx.Linear(config.d_model, config.vocab_size, use_bias=False, dtype=dtype, kernel_init=init, rngs=rngs)
+            else nnx.Linear(
+                config.d_model,
+                config.vocab_size,
+                use_bias=False,
+                dtype=dtype,
+                kernel_init=nnx.initializers.normal(unit),
+                rngs=rngs,
+            )
         )
         self.dropout = nnx.Dropout(config.dropout)
 
@@ -92,9 +102,9 @@ class LanguageModel(nnx.Module):
         x_BxNxD = self.embedding(tokens_BxN)
         if self.config.position_embedding == "zeta":
             positions_N = position + jnp.arange(tokens_BxN.shape[1], dtype=jnp.int32)
-            x_BxNxD = x_BxNxD + EMBEDDING_STDDEV * zeta.position_embedding(positions_N, self.config.d_model)[
-                None
-            ].astype(x_BxNxD.dtype)
+            x_BxNxD = x_BxNxD + ZETA_SCALE * zeta.position_embedding(positions_N, self.config.d_model)[None].astype(
+                x_BxNxD.dtype
+            )
         return x_BxNxD
 
     def __call__(
