@@ -125,11 +125,25 @@ class ModelConfig:
             self.consolidation.interval,
             "at least 0 (0 = never)",
         )
-        _require(self.snr.threshold >= 0, "model.snr.threshold", self.snr.threshold, "at least 0")
-        _require(self.snr.gamma_boost >= 1, "model.snr.gamma_boost", self.snr.gamma_boost, "at least 1")
-        _require(self.snr.eta_boost >= 1, "model.snr.eta_boost", self.snr.eta_boost, "at least 1")
+        _require(
+            0 <= self.snr.threshold < float("inf"), "model.snr.threshold", self.snr.threshold, "at least 0 and finite"
+        )
+        _require(
+            1 <= self.snr.gamma_boost < float("inf"),
+            "model.snr.gamma_boost",
+            self.snr.gamma_boost,
+            "at least 1 and finite",
+        )
+        _require(
+            1 <= self.snr.eta_boost < float("inf"), "model.snr.eta_boost", self.snr.eta_boost, "at least 1 and finite"
+        )
         _require(0 <= self.resonance.threshold <= 1, "model.resonance.threshold", self.resonance.threshold, "in [0, 1]")
-        _require(self.lyapunov.gamma_boost >= 1, "model.lyapunov.gamma_boost", self.lyapunov.gamma_boost, "at least 1")
+        _require(
+            1 <= self.lyapunov.gamma_boost < float("inf"),
+            "model.lyapunov.gamma_boost",
+            self.lyapunov.gamma_boost,
+            "at least 1 and finite",
+        )
         _choice("model.dtype", self.dtype, ("float32", "bfloat16"))
         _choice("model.resolvent_gamma", self.resolvent_gamma, ("shared", "own", "none"))
         _choice("model.bk_mode", self.bk_mode, ("causal", "bidirectional"))

@@ -25,21 +25,26 @@ class Potential(nnx.Module):
     def __init__(self, config: ModelConfig, seq_len: int, rngs: nnx.Rngs):
         self.config = config
         width = config.num_potentials
-        linear = lambda init, bias: nnx.Linear(config.d_model, width, use_bias=bias, kernel_init=init, rngs=rngs)  # noqa: E731
-        bias_P = jnp.asarray(
-            potential.gamma_bias(initial_half_lives(config, seq_len), config.base_decay, config.dt), jnp.float32
-        )
-        self.real = linear(projection_initializer(config), False) if config.resolvent else None
-        used = config.memory or (config.resolvent and config.resolvent_gamma == "shared")
-        self.rate = self._rate(linear, bias_P) if config.adaptive_decay and used else None
-        own = config.resolvent and config.resolvent_gamma == "own" and config.adaptive_decay
-        self.resolvent_rate = self._rate(linear, bias_P) if own else None
 
-    @staticmethod
-    def _rate(linear, bias_P: jax.Array) -> nnx.Linear:
-        layer = linear(nnx.initializers.normal(RATE_STDDEV), True)
-        layer.bias[...] = bias_P
-        return layer
+        def rate() -> nnx.Linear:
+            bias_P = potential.gamma_bias(initial_half_lives(config, seq_len), config.base_decay, config.dt)
+            return nnx.Linear(
+                config.d_model,
+                width,
+                kernel_init=nnx.initializers.normal(RATE_STDDEV),
+                bias_init=lambda *_: jnp.asarray(bias_P, jnp.float32),
+                rngs=rngs,
+            )
+
+        self.real = (
+            nnx.Linear(config.d_model, width, use_bias=False, kernel_init=projection_initializer(config), rngs=rngs)
+            if config.resolvent
+            else None
+        )
+        used = config.memory or (config.resolvent and config.resolvent_gamma == "shared")
+        self.rate = rate() if config.adaptive_decay and used else None
+        own = config.resolvent and config.resolvent_gamma == "own" and config.adaptive_decay
+        self.resolvent_rate = rate() if own else None
 
     def gamma(self, x_BxNxD: jax.Array) -> jax.Array:
         """Forgetting rate Γ of the memory, `(B, N, P)` float32."""
