@@ -9,7 +9,6 @@ from phase2_jax.data import pipeline
 from phase2_jax.data.corpora import load_corpus
 from phase2_jax.data.tokenizers import save_tokenizer
 from phase2_jax.errors import UserError
-from phase2_jax.reporting.plots import write_plots
 from phase2_jax.training import workdir as workdirs
 from phase2_jax.training.checkpoints import BEST, CHECKPOINTS, CheckpointDirectory
 from phase2_jax.training.config import ExperimentConfig
@@ -135,6 +134,7 @@ class Trainer:
 
     def _finish_epoch(self, stop: StopRequest) -> None:
         validation = validate(self.run, self.state.params, stop)
+        self.epoch.seconds += self.throughput.lap()
         record = self.epoch.result(
             epoch=self.history.total_epochs + 1,
             val_loss=validation.loss,
@@ -151,7 +151,7 @@ class Trainer:
         epochs = self.history.total_epochs
         if improved or epochs % self.run.config.checkpoint.every_epochs == 0 or self.step >= self.run.total_steps:
             self._save(epoch=epochs)
-        self.throughput.pause()
+        self.throughput.lap()
 
     def _progress(self) -> dict[str, Any]:
         return {
@@ -223,7 +223,6 @@ def train(
                 logger.on_message(f"This run finished at step {trainer.step}: raise train.num_epochs to go on")
                 return trainer.history
             trainer.train(stop)
-        write_plots(workdir)
         return trainer.history
     finally:
         trainer.close()

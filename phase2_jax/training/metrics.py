@@ -27,20 +27,25 @@ class Throughput:
         self._tokens = tokens_per_step
         self._flops = flops_per_token
         self._peak = peak_flops
-        self._last: float | None = None
+        self._last = time.perf_counter()
+        self._only_a_step = False
 
-    def pause(self) -> None:
-        """Validation or a checkpoint comes in between: the next step is not timed."""
-        self._last = None
-
-    def tick(self) -> tuple[float | None, float | None, float]:
-        """(tokens/s, MFU, seconds) since the last tick; None and 0 for the first one."""
+    def lap(self) -> float:
+        """Seconds since the last lap, in which something else than a step happened (compilation, validation)."""
         now = time.perf_counter()
         last, self._last = self._last, now
-        if last is None:
-            return None, None, 0.0
-        rate = self._tokens / max(now - last, 1e-9)
-        return rate, None if self._peak is None else rate * self._flops / self._peak, now - last
+        self._only_a_step = False
+        return now - last
+
+    def tick(self) -> tuple[float | None, float | None, float]:
+        """(tokens/s, MFU, seconds) of the step that just arrived; no rates for the first one after a lap."""
+        only_a_step = self._only_a_step
+        seconds = self.lap()
+        self._only_a_step = True
+        if not only_a_step:
+            return None, None, seconds
+        rate = self._tokens / max(seconds, 1e-9)
+        return rate, None if self._peak is None else rate * self._flops / self._peak, seconds
 
 
 def memory_in_use(device: Any) -> tuple[float | None, float | None]:

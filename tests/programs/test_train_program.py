@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from absl import flags
 
-from phase2_jax.training import program
+from phase2_jax.programs import train as program
 
 REPOSITORY = Path(__file__).parents[2]
 TINY = f"--config={REPOSITORY / 'configs' / 'tiny.py'}"
@@ -120,6 +120,8 @@ def test_a_run_is_continued_finished_and_guarded(tmp_path, capsys):
     assert stored["config"]["model"]["d_model"] == 8
     assert stored["overrides"]["model.d_model"] == 8
     assert stored["versions"]["jax"]
+    plots = {path.name for path in (tmp_path / "run" / "plots").iterdir()}
+    assert plots == {"learning_curves.png", "gamma_evolution.png"}
 
     assert run(TINY, workdir, *SMALL) == 0
     assert "finished at step 2" in capsys.readouterr().out

@@ -10,6 +10,7 @@ from absl import logging as absl_logging
 from ml_collections import ConfigDict, config_flags
 
 from phase2_jax.errors import UserError
+from phase2_jax.reporting.plots import write_plots
 from phase2_jax.training.config import default_config, did_you_mean, from_config_dict
 from phase2_jax.training.loop import train
 from phase2_jax.training.signals import Interrupted
@@ -98,12 +99,14 @@ def _run(argv: Sequence[str]) -> None:
     warnings.showwarning = lambda message, *_, **__: print(f"Warning: {message}", file=sys.stderr)
     try:
         config = from_config_dict(_CONFIG.value)
+        workdir = Path(str(_WORKDIR.value))
         train(
             config,
-            Path(str(_WORKDIR.value)),
+            workdir,
             resume=_RESUME.value,
             overrides=config_flags.get_override_values(flags.FLAGS["config"]),
         )
+        write_plots(workdir)
     except UserError as error:
         _fail(str(error))
     except Interrupted as error:

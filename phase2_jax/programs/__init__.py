@@ -1,0 +1,1 @@
+"""What the programs at the top of the repository do: flags, one-line errors, exit statuses."""
