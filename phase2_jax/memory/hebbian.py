@@ -97,9 +97,7 @@ def _scan_piece(
     f_BxN = jnp.mean(linear_BxNxHx2[..., 0], axis=-1)
 
     last_document_BxNx1 = (begun_BxN == begun_BxN[:, -1:])[..., None]
-    # The token that opens a document forgets nothing: there is nothing left to forget.
-    decays_BxNx1 = last_document_BxNx1 & ~writes.reset_BxN[..., None]
-    decay_BxH = -jnp.sum(jnp.where(decays_BxNx1, log_decay_BxNxH, 0), axis=1)
+    decay_BxH = -jnp.sum(jnp.where(last_document_BxNx1, log_decay_BxNxH, 0), axis=1)
     unbroken_Bx1 = begun_BxN[:, -1:] == 0
     monitor = lyapunov.observe(
         state.lyapunov,

@@ -102,8 +102,6 @@ def observe(
         current_BxC = resets_after_BxC == 0
         has_reset_Bx1 = jnp.any(reset_BxC, axis=1)[:, None]
         kept_BxCxH = jnp.where(current_BxC[..., None], log_decay_BxCxH, 0)
-        # The reset token's own decay acts on nothing that is left.
-        kept_BxCxH = jnp.where(reset_BxC[..., None], 0, kept_BxCxH)
         to_end_BxCxH = jnp.cumsum(kept_BxCxH[:, ::-1], axis=1)[:, ::-1] - kept_BxCxH
         weight_BxCxH = jnp.where(current_BxC[..., None], jnp.exp(jnp.minimum(to_end_BxCxH, 0)) * eta_BxCxH, 0)
         decay_BxH = -jnp.sum(kept_BxCxH, axis=1)

@@ -59,8 +59,7 @@ def consolidate(s: SimpleNamespace, config: MemoryConfig) -> None:
     snr, threshold = config.snr, config.resonance.threshold
     ratio = np.abs(s.w) / (s.w.std(axis=(2, 3), keepdims=True) + 1e-6)
     low = 1 / (1 + (ratio / snr.threshold) ** 4)
-    # A memory that began with the last token has not decayed: Γ̂ is 0.
-    mean_decay = np.where(s.decay > 0, 1 - s.decay / np.expm1(np.where(s.decay > 0, s.decay, 1)), 0)
+    mean_decay = 1 - s.decay / np.expm1(s.decay)
     w = s.w * np.exp(-(snr.gamma_boost - 1) * mean_decay[..., None, None] * low)
     s.eta_factor = 1 + (snr.eta_boost - 1) * (1 - low.mean(axis=(2, 3)))
     u = resonance_basis(K)
@@ -90,7 +89,7 @@ def token_by_token(writes: Writes, state: MemoryState, p: jax.Array, config: Mem
         s.w = np.exp(-rate)[..., None, None] * s.w + np.einsum("bh,bhk,bhv->bhkv", strength, k[:, t], v[:, t])
         norms = np.linalg.norm(k[:, t], axis=-1) * np.linalg.norm(v[:, t], axis=-1)
         s.bound = np.exp(-rate) * s.bound + strength * norms
-        s.decay = s.decay + np.where(begins[:, None], 0, rate)
+        s.decay = s.decay + rate
         y[:, t] = np.einsum("bhk,bhkv->bhv", q[:, t], s.w)
         f[:, t] = np.einsum("kv,bhkv->b", np.asarray(p), s.w) / H
         position += 1
@@ -179,7 +178,7 @@ def test_a_document_starts_from_nothing():
     writes = replace(writes, reset_BxN=writes.reset_BxN.at[:, at].set(True))
     fresh = replace(init_memory_state(B, H, K, V, H, 0, jnp.float64), position=jnp.asarray(at, jnp.int32))
     *readout, end = scan(writes, state, p, CONFIG)
-    document = jax.tree.map(lambda x: np.asarray(x)[:, at:], writes)
+    document = jax.tree.map(lambda x: np.asarray(x)[:, at:], replace(writes, reset_BxN=jnp.zeros((B, N), bool)))
     *alone, end_alone = scan(document, fresh, p, CONFIG)
     jax.tree.map(lambda a, b: close(a[:, at:], b), tuple(readout), tuple(alone))
     jax.tree.map(close, replace(end, lyapunov=None), replace(end_alone, lyapunov=None))

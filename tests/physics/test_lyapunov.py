@@ -54,7 +54,7 @@ def by_definition(tokens: dict[str, np.ndarray], w: np.ndarray, position: int) -
         begins = tokens["reset"][:, t]
         for figure in (s.w, s.chunk_energy, s.interval_energy, s.chunk_decay, s.supply):
             figure[begins] = 0
-        rate = np.where(begins[:, None], 0, -tokens["log_decay"][:, t])
+        rate = -tokens["log_decay"][:, t]
         written = np.einsum("bh,bhk,bhv->bhkv", tokens["eta"][:, t], tokens["k"][:, t], tokens["v"][:, t])
         s.w = np.exp(-rate)[..., None, None] * s.w + written
         s.chunk_decay = s.chunk_decay + rate
