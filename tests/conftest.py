@@ -7,8 +7,8 @@ import tempfile
 from importlib.metadata import version
 
 # Tests run each program a few times on small arrays: compiling it, not running it, is what takes time. Without LLVM's
-# optimisation and with the older emitters of fused loops it takes a tenth of it. Read when jax starts, which ends at once
-# on a flag it does not know; later versions have the new emitters alone.
+# optimisation and with the older emitters of fused loops it takes a tenth of it. Read when jax starts, which ends
+# at once on a flag it does not know; later versions have the new emitters alone.
 CHEAP_COMPILATION = "--xla_backend_optimization_level=0"
 if version("jaxlib").startswith("0.10."):
     CHEAP_COMPILATION += " --xla_cpu_use_fusion_emitters=false"
