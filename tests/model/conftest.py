@@ -1,5 +1,6 @@
 """The smallest model with every mechanism on, and its forward pass compiled once for all tests."""
 
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -60,6 +61,11 @@ def make_compiled() -> type[Compiled]:
 @pytest.fixture(scope="session")
 def compiled() -> Compiled:
     return Compiled(CONFIG)
+
+
+@pytest.fixture(scope="session")
+def compiled_bfloat16() -> Compiled:
+    return Compiled(replace(CONFIG, dtype="bfloat16"), aligned=True)
 
 
 @pytest.fixture(scope="session")

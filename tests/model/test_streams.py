@@ -38,11 +38,6 @@ def test_causality_bit_for_bit(compiled, compiled_bfloat16, tokens, at, dtype):
     assert np.all(np.any(logits[:, at:] != other[:, at:], axis=-1)), "no influence on what follows"
 
 
-@pytest.fixture(scope="module")
-def compiled_bfloat16(make_compiled, config):
-    return make_compiled(replace(config, dtype="bfloat16"), aligned=True)
-
-
 def in_pieces(model, cuts, tokens, reset, state=None):
     logits, at = [], 0
     for length in cuts:
