@@ -4,9 +4,9 @@
     python benchmarks/train_step.py --seq_lens=512,4096  # is it linear?
     python benchmarks/train_step.py --config=configs/base.py --dtype=bfloat16
 
-Each length is timed twice in the same process, alternating: the model, and the same model with both scans replaced by the identity, so the
-ratio says what the memory and the resolvent cost whatever else the machine is doing. Forward and backward only, as in the figures of
-docs/performance.md; the optimizer is not timed.
+Each length is timed twice in the same process, alternating: the model, and the same model with both scans replaced by
+the identity, so the ratio says what the memory and the resolvent cost whatever else the machine is doing. Forward and
+backward only, as in the figures of docs/performance.md; the optimizer is not timed.
 """
 
 import importlib.util
@@ -36,14 +36,15 @@ _DTYPE = flags.DEFINE_string("dtype", "float32", "Compute type of the matrix pro
 _ROUNDS = flags.DEFINE_integer("rounds", 7, "Timed rounds; the median counts.")
 _SCANS = flags.DEFINE_string("implementation", "", "Implementation of the scans; empty picks the fastest.")
 
-# What the original's forward and backward takes on 2 cores at B 2, N 512 and the default sizes here (docs/performance.md).
+# What the original's forward and backward takes on 2 cores at B 2, N 512 and the default sizes here.
 ORIGINAL_MS = 1956.0
 
 
 def _model_config() -> ModelConfig:
     if _CONFIG.value:
         spec = importlib.util.spec_from_file_location("benchmarked_config", _CONFIG.value)
-        assert spec is not None and spec.loader is not None
+        assert spec is not None
+        assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         config = from_config_dict(module.get_config()).model
@@ -119,13 +120,13 @@ def main(argv: list[str]) -> None:
     for n in lengths:
         ms, plain, values = medians[n, False], medians[n, True], times[n, False]
         rate = _BATCH.value * n / ms * 1e3
-        print(
-            f"{n:>8} {ms:>10.1f} {rate:>12,.0f} {plain:>18.1f} {ms / plain:>7.2f} {f'{min(values):.0f}..{max(values):.0f}':>20}"
-        )
+        span = f"{min(values):.0f}..{max(values):.0f}"
+        print(f"{n:>8} {ms:>10.1f} {rate:>12,.0f} {plain:>18.1f} {ms / plain:>7.2f} {span:>20}")
     if len(lengths) > 1:
         first, last = lengths[0], lengths[-1]
         print(
-            f"N {first} -> {last}: {medians[last, False] / medians[first, False]:.2f} times the time for {last / first:.0f} times the tokens"
+            f"N {first} -> {last}: {medians[last, False] / medians[first, False]:.2f} times the time "
+            f"for {last / first:.0f} times the tokens"
         )
     elif not _CONFIG.value and lengths == [512] and _BATCH.value == 2:
         print(f"the original on 2 cores: {ORIGINAL_MS:.0f} ms, {ORIGINAL_MS / medians[512, False]:.1f} times as long")
