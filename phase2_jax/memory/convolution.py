@@ -30,10 +30,11 @@ def causal_convolution(
 
 def _convolve(extended_BxMxC: jax.Array, taps_TxC: jax.Array, document_BxM: jax.Array) -> jax.Array:
     back = taps_TxC.shape[0] - 1
-    return sum(
-        jnp.where(same_BxN[..., None], extended_BxMxC[:, back - j : back - j + same_BxN.shape[1]], 0) * taps_TxC[j]
-        for j, same_BxN in enumerate(_same_document(document_BxM, taps_TxC.shape[0]))
-    )
+    y_BxNxC = extended_BxMxC[:, back:] * taps_TxC[0]
+    for j, same_BxN in enumerate(_same_document(document_BxM, back + 1)[1:], start=1):
+        shifted_BxNxC = extended_BxMxC[:, back - j : back - j + same_BxN.shape[1]]
+        y_BxNxC += jnp.where(same_BxN[..., None], shifted_BxNxC, 0) * taps_TxC[j]
+    return y_BxNxC
 
 
 def _same_document(document_BxM: jax.Array, width: int) -> list[jax.Array]:

@@ -78,7 +78,6 @@ def accuracy_after_training(config: ModelConfig, seed: int) -> float:
 @pytest.mark.slow
 def test_the_memory_recalls():
     accuracy = accuracy_after_training(config_of(eta=1.0), seed=0)
-    print(accuracy)
     assert accuracy >= 0.99
 
 
@@ -86,5 +85,4 @@ def test_the_memory_recalls():
 def test_without_writes_there_is_nothing_to_recall():
     """The same model with η = 0 guesses one of 32 values, or at best one of the 8 that it saw."""
     accuracy = accuracy_after_training(config_of(eta=0.0), seed=0)
-    print(accuracy)
     assert accuracy < 0.3

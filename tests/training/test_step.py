@@ -180,7 +180,7 @@ def test_weight_decay_acts_on_matrices_only(start):
 def test_learning_rate_warms_up_and_ends_at_its_minimum():
     config = OptimizerConfig(learning_rate=1e-2, min_learning_rate=1e-4, warmup_steps=50)
     schedule = learning_rate_schedule(config, 200)
-    rates = [float(schedule(k)) for k in range(201)]
+    rates = [float(jnp.asarray(schedule(k))) for k in range(201)]
     assert rates[0] > 0
     # Warmup is capped at a tenth of the run.
     assert int(np.argmax(rates)) == 20
