@@ -105,7 +105,7 @@ class ConsoleLogger(Logger):
         return f"{record['epoch']}" if self._num_epochs is None else f"{record['epoch']}/{self._num_epochs}"
 
     def _seconds_left(self, step: int) -> float | None:
-        """Time of the steps to come, validation included, at the pace since the first step of this session."""
+        """Time of the steps to come, validation included, at the pace since the first step of this process."""
         if self._total_steps is None or self._clock is None or step <= self._clock[0]:
             return None
         first_step, started = self._clock

@@ -10,7 +10,7 @@ from phase2_jax.memory.config import ConsolidationConfig
 from phase2_jax.model.config import ModelConfig
 from phase2_jax.model.language_model import LanguageModel, init_state
 
-PAIRS, VOCAB, BATCH, STEPS, EVALUATED = 8, 64, 64, 250, 256
+PAIRS, VOCAB, BATCH, STEPS, EVALUATED = 8, 64, 64, 260, 256
 LENGTH = 3 * PAIRS
 
 
@@ -24,6 +24,7 @@ def config_of(eta: float) -> ModelConfig:
         ffn_dim=-1,  # recall is the memory's work
         eta=eta,
         base_decay=1e-9,
+        half_life_min=1.0 * LENGTH,
         half_life_max=4.0 * LENGTH,
         consolidation=ConsolidationConfig(0),
     )
