@@ -62,13 +62,19 @@ def test_no_decay_or_no_boost_changes_nothing(weights):
 
 @pytest.mark.usefixtures("x64")
 def test_mean_decay_of_writes_is_what_its_name_says():
-    """The mean of 1 − e^{−Γ̄s} … over writes spread evenly: Γ̂ = 1 − Γ̄/(e^Γ̄ − 1), from 1e-8 to 1e4."""
+    """Γ̂ = 1 − Γ̄/(e^Γ̄ − 1), the mean of s in [0, Γ̄] weighted by the e^{−s} that is left; from 1e-8 to 1e4."""
     decay = np.logspace(-8, 4, 61)
     # Below 1e-4 the closed form cancels; its series does not need more terms than these there.
     series = decay / 2 - decay**2 / 12 + decay**4 / 720
     expected = np.where(decay < 1e-3, series, 1 - decay * np.exp(-decay) / -np.expm1(-decay))
     # 3e-9: the first term of the series that the code leaves out, where it leaves it out.
     np.testing.assert_allclose(snr.mean_decay_of_writes(jnp.asarray(decay)), expected, rtol=5e-9)
+
+
+def test_mean_decay_of_writes_as_an_integral():
+    s = (np.arange(100_000) + 0.5) / 100_000 * 3.0
+    expected = np.sum(s * np.exp(-s)) / np.sum(np.exp(-s))
+    assert float(snr.mean_decay_of_writes(jnp.float32(3.0))) == pytest.approx(expected, rel=1e-6)
 
 
 def test_mean_decay_of_writes_in_float32_is_finite_with_its_slope():
