@@ -20,6 +20,7 @@ BASE = ModelConfig(
     num_layers=2,
     num_heads=2,
     head_dim=8,
+    ffn_dim=-1,
     eta=1.0,
     consolidation=ConsolidationConfig(4),
 )
@@ -41,7 +42,7 @@ SWITCHES = {
     "num_heads": Switch(3),
     "head_dim": Switch(6),
     "value_dim": Switch(6),
-    "ffn_dim": Switch(-1),
+    "ffn_dim": Switch(24),
     "dropout": Switch(0.5),
     "tie_embeddings": Switch(True),
     "dtype": Switch("bfloat16"),
