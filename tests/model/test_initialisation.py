@@ -89,13 +89,14 @@ EVERYTHING = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
         {},
-        pytest.param(EVERYTHING, marks=pytest.mark.slow),
-        pytest.param({"bk_mode": "bidirectional", "encoder": True}, marks=pytest.mark.slow),
-        pytest.param({"dtype": "bfloat16", "shared_potential": True}, marks=pytest.mark.slow),
+        EVERYTHING,
+        {"bk_mode": "bidirectional", "encoder": True},
+        {"dtype": "bfloat16", "shared_potential": True},
     ],
     ids=["default", "everything", "bidirectional", "bfloat16"],
 )

@@ -28,10 +28,12 @@ def changed(tokens: np.ndarray, row: slice, at: int | slice) -> np.ndarray:
     return other
 
 
-@pytest.mark.parametrize("at", [0, 1, 6, 8, 11])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_causality_bit_for_bit(compiled, compiled_bfloat16, tokens, at, dtype):
+@pytest.mark.parametrize(
+    ("dtype", "at"), [*(("float32", at) for at in (0, 1, 6, 8, 11)), *(("bfloat16", at) for at in (0, 1, 5, 7))]
+)
+def test_causality_bit_for_bit(compiled, compiled_bfloat16, tokens, dtype, at):
     model = {"float32": compiled, "bfloat16": compiled_bfloat16}[dtype]
+    tokens = tokens if dtype == "float32" else tokens[:, :8]
     logits = model(tokens)[0]
     other = model(changed(tokens, slice(None), at))[0]
     np.testing.assert_array_equal(logits[:, :at], other[:, :at])
