@@ -10,7 +10,9 @@ from matplotlib.lines import Line2D
 from PIL import Image
 
 from phase2_jax.errors import UserError
-from phase2_jax.reporting.plots import gamma_evolution, learning_curves, moving_average, read_step_curves, write_plots
+from phase2_jax.reporting.drawing import moving_average
+from phase2_jax.reporting.plots import gamma_evolution, learning_curves, write_plots
+from phase2_jax.reporting.run_files import read_step_curves
 from phase2_jax.training.history import EpochAccumulator, MetricsFile, TrainingHistory
 from phase2_jax.training.records import Record
 
