@@ -98,7 +98,8 @@ class LanguageModel(nnx.Module):
         )
         self.dropout = nnx.Dropout(config.dropout)
 
-    def _embed(self, tokens_BxN: jax.Array, position: jax.Array) -> jax.Array:
+    def embed(self, tokens_BxN: jax.Array, position: jax.Array) -> jax.Array:
+        """What enters the first layer, `(B, N, D)`; `position` counts the tokens of the stream before these."""
         x_BxNxD = self.embedding(tokens_BxN)
         if self.config.position_embedding == "zeta":
             positions_N = position + jnp.arange(tokens_BxN.shape[1], dtype=jnp.int32)
@@ -114,6 +115,7 @@ class LanguageModel(nnx.Module):
         *,
         reset_BxN: jax.Array | None = None,
         aligned: bool = False,
+        unroll: bool = False,
         deterministic: bool = True,
         rngs: nnx.Rngs | None = None,
         trace: bool = False,
@@ -125,7 +127,9 @@ class LanguageModel(nnx.Module):
           state: from `init_state` or a previous call.
           reset_BxN: True where a document begins; its memory starts empty. None = nowhere.
           aligned: promise that the state's position is a multiple of `consolidation.interval` (faster; checked where
-            the position is known).
+            the position is known), or that none lies within this call.
+          unroll: compile every layer by itself instead of one for all: a longer program that copies no parameters,
+            which is what a single token's time consists of.
           deterministic: no dropout.
           rngs: `dropout` stream, needed unless deterministic.
           trace: also return Γ of every token.
@@ -139,7 +143,7 @@ class LanguageModel(nnx.Module):
         if reset_BxN is None:
             reset_BxN = jnp.zeros(tokens_BxN.shape, bool)
         _check_aligned(self.config, state.position, aligned)
-        x_BxNxD = self.dropout(self._embed(tokens_BxN, state.position[0]), deterministic=deterministic, rngs=rngs)
+        x_BxNxD = self.dropout(self.embed(tokens_BxN, state.position[0]), deterministic=deterministic, rngs=rngs)
         graphdef, params = nnx.split(self.blocks)
 
         def layer(carry, xs):
@@ -162,13 +166,13 @@ class LanguageModel(nnx.Module):
         start = (x_BxNxD, jnp.zeros(tokens_BxN.shape, jnp.float32))
         body = jax.checkpoint(layer) if self.config.remat else layer
         (x_BxNxD, _), (state, figures, gamma_LxBxNxP) = jax.lax.scan(
-            body, start, (params, self._feedback_matrices(), state, keys)
+            body, start, (params, self.feedback_matrices(), state, keys), unroll=unroll
         )
         hidden_BxNxD = self.norm(x_BxNxD)
         logits_BxNxV = self.embedding.attend(hidden_BxNxD) if self.head is None else self.head(hidden_BxNxD)
         return logits_BxNxV.astype(jnp.float32), state, Diagnostics(layers=figures, gamma_LxBxNxP=gamma_LxBxNxP)
 
-    def _feedback_matrices(self) -> jax.Array:
+    def feedback_matrices(self) -> jax.Array:
         """P of every layer `(L, K, V)`; zeros where there is none."""
         config = self.config
         if self.feedback is None:

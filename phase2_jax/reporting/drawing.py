@@ -40,6 +40,11 @@ def moving_average(values_S: np.ndarray, window: int) -> np.ndarray:
     return np.where(counts_S > 0, (sums[last] - sums[first]) / np.maximum(counts_S, 1), np.nan)
 
 
+def smoothing_window(num_steps: int) -> int:
+    """Steps that a moving average spans: a twentieth of the run, at most 50."""
+    return max(1, min(50, num_steps // 20))
+
+
 def layer_lines(axes: Axes, step_S: np.ndarray, values_SxL: np.ndarray, window: int = 1) -> None:
     """A line a layer, layer 0 darkest, each the moving average of ``window`` steps; the legend is below the axes."""
     num_layers = values_SxL.shape[1]
@@ -56,6 +61,19 @@ def layer_lines(axes: Axes, step_S: np.ndarray, values_SxL: np.ndarray, window: 
     axes.legend(fontsize=8, frameon=False, ncols=min(num_layers, 8), loc="upper center", bbox_to_anchor=(0.5, -0.11))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
+
+
+def shared_legend(figure: Figure, axes: Axes) -> None:
+    """One legend for all axes of a figure, those of `axes`, below them."""
+    for each in figure.axes:
+        legend = each.get_legend()
+        if legend is not None:
+            legend.remove()
+    handles, labels = axes.get_legend_handles_labels()
+    if handles:
+        figure.legend(
+            handles, labels, loc="outside lower center", ncols=min(len(handles), 8), fontsize=8, handlelength=3.5
+        )
 
 
 def layer_colour(layer: int, num_layers: int) -> tuple[float, float, float, float]:
@@ -119,6 +137,13 @@ def half_life_axis(axes: Axes) -> None:
     other.set_ylim(math.log(2.0) / low, math.log(2.0) / high)
     other.set_ylabel("half-life at dt = 1 (tokens)")
     log_ticks(other, math.log(2.0) / high, math.log(2.0) / low)
+
+
+def half_life_ticks(axes: Axes) -> None:
+    """Logarithmic x axis with plain numbers of tokens."""
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def floats(values: Sequence[float | None]) -> np.ndarray:

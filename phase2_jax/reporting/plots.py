@@ -25,6 +25,8 @@ from phase2_jax.reporting.drawing import (
 from phase2_jax.reporting.run_files import StepCurves, read_step_curves
 from phase2_jax.training.history import METRICS_FILE, TrainingHistory
 
+PLOTS = "plots"
+
 
 def write_plots(workdir: Path) -> list[Path]:
     """Draw ``learning_curves.png`` and ``gamma_evolution.png`` into ``workdir/plots`` and return their paths.
@@ -36,7 +38,7 @@ def write_plots(workdir: Path) -> list[Path]:
     """
     history = TrainingHistory.read(workdir)
     curves = read_step_curves(workdir / METRICS_FILE)
-    folder = workdir / "plots"
+    folder = workdir / PLOTS
     folder.mkdir(exist_ok=True)
     return [
         save(learning_curves(history, curves), folder / "learning_curves.png"),

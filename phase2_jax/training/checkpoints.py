@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from phase2_jax.errors import UserError
-from phase2_jax.training.step import TrainState
+from phase2_jax.training.step import Params, TrainState
 
 CHECKPOINTS = "checkpoints"
 BEST = "best"
@@ -24,14 +24,17 @@ class CheckpointDirectory:
     """A folder of step checkpoints.
 
     Args:
-      directory: created when missing.
+      directory: created when missing, unless `read_only`.
       keep: the newest so many are kept.
       asynchronous: write in the background; `wait` blocks until all is on disk.
+      read_only: for readers: nothing there is created, deleted or written.
     """
 
-    def __init__(self, directory: Path, *, keep: int, asynchronous: bool = False):
+    def __init__(self, directory: Path, *, keep: int = 1, asynchronous: bool = False, read_only: bool = False):
         self.directory = directory.absolute()
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=asynchronous)
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep, create=not read_only, enable_async_checkpointing=asynchronous, read_only=read_only
+        )
         self._manager = ocp.CheckpointManager(self.directory, item_names=ITEMS, options=options)
 
     def steps(self) -> list[int]:
@@ -93,6 +96,18 @@ class CheckpointDirectory:
             step=jnp.full_like(like.step, step),
             failed_step=jnp.zeros_like(like.failed_step),
         )
+
+    def restore_params(self, step: int, like: Params) -> Params:
+        """The model's parameters alone, with the shapes and dtypes of the arrays or abstract arrays `like`, on the
+        default device.
+
+        Raises:
+          UserError: the checkpoint is damaged or does not have these shapes.
+        """
+        device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), like)
+        with _DamageReported(self.directory / str(step)):
+            return self._manager.restore(step, args=ocp.args.Composite(model=ocp.args.StandardRestore(abstract)))["model"]
 
     def wait(self) -> None:
         """Block until every save is on disk."""
