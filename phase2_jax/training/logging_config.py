@@ -25,6 +25,8 @@ class LoggingConfig:
     """Write TensorBoard event files into ``workdir/tensorboard``."""
     batch_every: int = 5
     """Steps between two points of the ``batch/*`` and per-layer curves in TensorBoard and Weights & Biases."""
+    sample_tokens: int = 128
+    """Tokens of sample text written at each epoch for TensorBoard and Weights & Biases; 0 = none."""
     wandb: WandbConfig = field(default_factory=WandbConfig)
 
     def validate(self) -> None:
@@ -36,5 +38,7 @@ class LoggingConfig:
         for name, value in (("console_every", self.console_every), ("batch_every", self.batch_every)):
             if value < 1:
                 raise UserError(f"logging.{name} is {value}: it counts steps, give 1 or more")
+        if self.sample_tokens < 0:
+            raise UserError(f"logging.sample_tokens is {self.sample_tokens}: give 0 (no sample text) or more")
         if self.wandb.enabled and not self.wandb.project:
             raise UserError("logging.wandb.project is empty: name a project or set logging.wandb.enabled=False")

@@ -1,5 +1,6 @@
 """The training loop: steps, validation, records, checkpoints, and a way back from every interruption."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,10 @@ from phase2_jax.training.logger_base import Logger
 from phase2_jax.training.loggers import build_loggers
 from phase2_jax.training.metrics import Throughput, gamma_heatmap, gamma_histogram, memory_in_use, step_record
 from phase2_jax.training.run_info import run_info, warn_of_short_half_lives
+from phase2_jax.training.samples import make_sampler
 from phase2_jax.training.setup import Run, build
 from phase2_jax.training.signals import StopRequest
-from phase2_jax.training.step import TrainState
+from phase2_jax.training.step import Params, TrainState
 from phase2_jax.training.validation import validate
 
 
@@ -46,6 +48,7 @@ class Trainer:
         self.throughput = Throughput(
             tokens, flops_per_token(run.model_config), None if peak is None else peak * devices
         )
+        self._sampler: Callable[[Params, int], tuple[str, str]] | None = None
         self._pending: tuple[int, dict[str, Any]] | None = None
 
     @property
@@ -141,6 +144,7 @@ class Trainer:
             gamma_histogram=gamma_histogram(validation.gamma_LxBxNxP),
             gamma_heatmap=gamma_heatmap(validation.gamma_LxBxNxP),
         )
+        record["sample_text"] = self._sample()
         improved = self.history.append(record)
         self.epoch = EpochAccumulator()
         self.metrics_file.write_epoch(record)
@@ -153,6 +157,18 @@ class Trainer:
             self._save(epoch=epochs)
         self.throughput.lap()
 
+    def _sample(self) -> tuple[str, str] | None:
+        """Text the model writes now, if anybody is to read it."""
+        logging = self.run.config.logging
+        wanted = logging.sample_tokens and (logging.tensorboard or logging.wandb.enabled)
+        if not wanted or self.run.model_config.encoder:
+            return None
+        if self._sampler is None:
+            self._sampler = make_sampler(
+                self.run.graphdef, self.run.model_config, self.run.corpus, logging.sample_tokens
+            )
+        return self._sampler(self.state.params, self.step)
+
     def _progress(self) -> dict[str, Any]:
         return {
             "step": self.step,
@@ -161,6 +177,7 @@ class Trainer:
             "epoch": self.epoch.to_json(),
             "config": self.config,
             "corpus": self.run.corpus_fingerprint,
+            "tokenizer": self.run.corpus.tokenizer.fingerprint(),
         }
 
     def _save(self, epoch: int | None = None) -> None:

@@ -5,6 +5,7 @@ A step record is a dict of Python floats (None where a figure is not available) 
 one entry a layer. An epoch record has the same diagnostics as means over the epoch's steps, and ``train_loss``,
 ``val_loss``, ``learning_rate``, ``epoch_time`` (seconds), ``gamma_histogram`` ({"edges": [bins + 1], "counts":
 [L][bins]}) and ``gamma_heatmap`` ([L][N], the forgetting rate of one validation sequence).
+``sample_text`` is None or a pair (prompt, continuation) written by the model.
 
 ``lyapunov_stable_ratio`` and ``stable_ratio`` are the share of heads whose energy E = ||W||² grew by at most a tenth of
 what was written over the last consolidation interval: E_end - E_start <= 0.1 * sum of max(S_c, 0), where the supply of
@@ -45,7 +46,7 @@ PER_LAYER_KEYS = (
     "coherence",
     "overdamped_ratio",
 )
-PICTURE_KEYS = ("gamma_histogram", "gamma_heatmap")
+PICTURE_KEYS = ("gamma_histogram", "gamma_heatmap", "sample_text")
 
 # The figures that the original reported both for a batch and for an epoch, under these short names.
 _SHARED_TAGS = {

@@ -34,6 +34,7 @@ class Run:
       corpus, corpus_fingerprint: the text, and what identifies it.
       steps_per_epoch, total_steps: lengths in optimizer steps.
       mesh: devices.
+      graphdef: structure of the model.
       train_step: `(TrainState, Batch) -> (TrainState, metrics)`, donates its state.
       eval_step: `(params, memory, Batch) -> (loss sum, count, memory, Γ)`, donates nothing.
     """
@@ -45,6 +46,7 @@ class Run:
     steps_per_epoch: int
     total_steps: int
     mesh: Mesh
+    graphdef: nnx.GraphDef[LanguageModel]
     train_step: Any
     eval_step: Any
     state_shardings: TrainState
@@ -158,6 +160,7 @@ def build(config: ExperimentConfig, corpus: Corpus) -> tuple[Run, TrainState]:
         steps_per_epoch=steps_per_epoch,
         total_steps=total_steps,
         mesh=mesh,
+        graphdef=graphdef,
         train_step=compile_train_step(step_config, shardings),
         eval_step=jax.jit(partial(eval_step, graphdef, is_aligned(config))),
         state_shardings=shardings,

@@ -24,6 +24,7 @@ from phase2_jax.training.logger_base import Logger
 from phase2_jax.training.records import Record, batch_tags, epoch_tags
 
 _SECONDS_BETWEEN_FLUSHES = 10.0
+_RESULTS = ("val/loss", "val/perplexity", "train/loss", "train/gamma_mean")
 
 
 class TensorBoardLogger(Logger):
@@ -52,7 +53,11 @@ class TensorBoardLogger(Logger):
         start = Event(wall_time=time.time(), step=start_step + 1, session_log=SessionLog(status=SessionLog.START))
         self._events.write_event(start)
         self._write(summary.custom_scalars(_layout()), start_step)
-        self._write(summary.text("hyperparameters", _as_table(run_info.get("hyperparameters", {}))), start_step)
+        hyperparameters = dict(_flattened(json_files.to_plain(run_info.get("hyperparameters", {})), ""))
+        self._write(summary.text("hyperparameters", _as_table(hyperparameters)), start_step)
+        # TensorBoard shows a run's hyper-parameters beside these results, and compares runs by them.
+        for values in summary.hparams(hyperparameters, dict.fromkeys(_RESULTS))[:2]:
+            self._write(values, start_step)
         self._flush()
 
     def on_step(self, record: Record, batch_index: int, num_batches: int) -> None:
@@ -72,6 +77,8 @@ class TensorBoardLogger(Logger):
         if record.get("gamma_heatmap"):
             pixels = gamma_heatmap_image(np.array(record["gamma_heatmap"], dtype=np.float64))
             self._write(summary.image("gamma_heatmap", pixels, dataformats="HWC"), step)
+        if record.get("sample_text"):
+            self._write(summary.text("sample_text", _as_quotation(*record["sample_text"])), step)
         self._flush()
 
     def on_checkpoint(self, step: int, epoch: int | None = None) -> None:
@@ -148,15 +155,19 @@ def _layout() -> dict[str, dict[str, list[Any]]]:
 
 
 def _as_table(hyperparameters: dict[str, Any]) -> str:
-    rows = [f"| {name} | {value} |" for name, value in _flattened(json_files.to_plain(hyperparameters), "")]
+    written = ((name, json.dumps(value, ensure_ascii=False)) for name, value in hyperparameters.items())
+    rows = ("| {} | {} |".format(name, value.replace("|", "\\|")) for name, value in written)
     return "\n".join(["| name | value |", "|---|---|", *rows])
 
 
-def _flattened(tree: dict[str, Any], prefix: str) -> list[tuple[str, str]]:
-    pairs: list[tuple[str, str]] = []
+def _as_quotation(prompt: str, continuation: str) -> str:
+    """Markdown that shows both texts as they are."""
+    verbatim = lambda text: "\n".join(f"    {line}" for line in text.splitlines())  # noqa: E731
+    return f"Prompt (validation text):\n\n{verbatim(prompt)}\n\nThe model continues:\n\n{verbatim(continuation)}"
+
+
+def _flattened(tree: dict[str, Any], prefix: str) -> list[tuple[str, Any]]:
+    pairs: list[tuple[str, Any]] = []
     for name, value in tree.items():
-        if isinstance(value, dict):
-            pairs += _flattened(value, f"{prefix}{name}.")
-        else:
-            pairs.append((prefix + name, json.dumps(value, ensure_ascii=False).replace("|", "\\|")))
+        pairs += _flattened(value, f"{prefix}{name}.") if isinstance(value, dict) else [(prefix + name, value)]
     return pairs

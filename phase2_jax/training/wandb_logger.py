@@ -1,7 +1,9 @@
 """Weights & Biases, for those who have it: whatever is wrong with it costs one warning and never the run."""
 
+import html
 import importlib
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -64,13 +66,17 @@ class WandbLogger(Logger):
             self._send(batch_tags(record), step)
 
     def on_epoch(self, record: Record, improved: bool) -> None:
-        self._send(epoch_tags(record), record["step"])
+        tags: dict[str, Any] = dict(epoch_tags(record))
+        if record.get("sample_text") and self._wandb is not None:
+            prompt, continuation = (html.escape(text) for text in record["sample_text"])
+            tags["sample_text"] = self._wandb.Html(f'<meta charset="utf-8"><pre>{prompt}<b>{continuation}</b></pre>', inject=False)
+        self._send(tags, record["step"])
 
     def close(self) -> None:
         self._call("finish")
         self._run = None
 
-    def _send(self, tags: dict[str, float], step: int) -> None:
+    def _send(self, tags: Mapping[str, Any], step: int) -> None:
         self._call("log", tags, step=step)
 
     def _call(self, method: str, *args: Any, **kwargs: Any) -> None:
