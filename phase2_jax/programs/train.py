@@ -10,10 +10,13 @@ from absl import logging as absl_logging
 from ml_collections import ConfigDict, config_flags
 
 from phase2_jax.errors import UserError
-from phase2_jax.reporting.plots import write_plots
-from phase2_jax.training.config import default_config, did_you_mean, from_config_dict
+from phase2_jax.reporting.drawing import save
+from phase2_jax.reporting.plots import learning_rate_test, write_plots
+from phase2_jax.training.config import ExperimentConfig, default_config, did_you_mean, from_config_dict
 from phase2_jax.training.loop import train
+from phase2_jax.training.lr_finder import find_learning_rate, write_range_test
 from phase2_jax.training.signals import Interrupted
+from phase2_jax.training.workdir import PLOTS
 
 USAGE_STATUS = 2
 _CONFIG = config_flags.DEFINE_config_file(
@@ -21,6 +24,7 @@ _CONFIG = config_flags.DEFINE_config_file(
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, histories, TensorBoard files, plots.")
 _RESUME = flags.DEFINE_bool("resume", True, "Continue the run that workdir holds; --noresume refuses such a workdir.")
+_LR_FIND = flags.DEFINE_bool("lr_find", False, "Only find a learning rate: plot and figures go to workdir/plots.")
 
 
 def main() -> None:
@@ -100,6 +104,9 @@ def _run(argv: Sequence[str]) -> None:
     try:
         config = from_config_dict(_CONFIG.value)
         workdir = Path(str(_WORKDIR.value))
+        if _LR_FIND.value:
+            _find_learning_rate(config, workdir)
+            return
         train(
             config,
             workdir,
@@ -111,6 +118,18 @@ def _run(argv: Sequence[str]) -> None:
         _fail(str(error))
     except Interrupted as error:
         _fail(f"{error}; run the same command again to continue", 128 + error.signum)
+
+
+def _find_learning_rate(config: ExperimentConfig, workdir: Path) -> None:
+    test = find_learning_rate(config)
+    folder = workdir / PLOTS
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written to ({error.strerror}): choose another --workdir") from error
+    write_range_test(test, folder)
+    path = save(learning_rate_test(test), folder / "lr_find.png")
+    print(f"Suggested learning rate: --config.optimizer.learning_rate={test.suggestion:g} (curve: {path})")
 
 
 def _fail(message: str, status: int = USAGE_STATUS) -> None:

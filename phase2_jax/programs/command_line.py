@@ -1,0 +1,59 @@
+"""What the programs that use a model share: flags of their own, one-line errors, exit statuses."""
+
+import sys
+from collections.abc import Callable, Sequence
+
+from absl import flags
+from absl import logging as absl_logging
+
+from phase2_jax.errors import UserError
+
+USAGE_STATUS = 2
+INTERRUPTED_STATUS = 130
+
+
+def model_flags() -> flags.FlagValues:
+    """A set of flags that no other program shares, with those that choose the model."""
+    values = flags.FlagValues()
+    flags.DEFINE_string("workdir", None, "Folder of the run, as given to train.py.", flag_values=values)
+    flags.DEFINE_string("checkpoint", "best", "best, latest, or the step of a checkpoint.", flag_values=values)
+    flags.DEFINE_bool("help", False, "Show this text.", short_name="h", flag_values=values)
+    return values
+
+
+def run(values: flags.FlagValues, usage: str, program: Callable[[flags.FlagValues], None]) -> None:
+    """Parse `sys.argv` and run `program`. Exits with 0, 2 (user error, one line), 130 (Ctrl-C), or 1 with a traceback
+    (internal error).
+    """
+    # orbax warns that it will not write to a folder it was told only to read.
+    absl_logging.set_verbosity(absl_logging.ERROR)
+    try:
+        _parse(values, sys.argv)
+        if values["help"].value:
+            print(f"{usage}\n\n{values.get_help()}")
+            return
+        if not values["workdir"].value:
+            raise UserError("--workdir is missing: give the folder of a run, for example --workdir=runs/tiny")
+        program(values)
+    except UserError as error:
+        _fail(str(error), USAGE_STATUS)
+    except KeyboardInterrupt:
+        _fail("interrupted", INTERRUPTED_STATUS)
+    except BrokenPipeError:
+        # Whoever read the output has had enough; without this the interpreter complains while it closes the stream.
+        sys.stdout = None
+        raise SystemExit(0) from None
+
+
+def _parse(values: flags.FlagValues, argv: Sequence[str]) -> None:
+    try:
+        rest = values(argv)
+    except flags.Error as error:
+        raise UserError(f"{error} (--help lists the flags)") from error
+    if len(rest) > 1:
+        raise UserError(f"unexpected argument {rest[1]!r}: flags are written --name=value")
+
+
+def _fail(message: str, status: int) -> None:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    raise SystemExit(status)
