@@ -1,0 +1,87 @@
+"""What the sweeps of the fused forms need of the decays, and what becomes of their results for the decays' cotangent.
+
+Sums of log2 decays inside chunks come as an exact high and a small low part (`decays.split_sums` says why): the decay
+between two positions of a chunk is then one subtraction and one exp2 in a kernel. A reset is a decay below the smallest
+float, exactly zero after exp2.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from pallas_kernels.chunking import pad_tokens
+
+CHUNK = 64
+# Chunks from one stored state to the next; also the grain in which long sequences are cut into segments.
+ANCHOR = 4
+
+# exp2 of this is zero in float32, with or without subnormals.
+_FLOOR = -160.0
+# 64 steps of 160 are 10,240 < 2**14: every partial sum is a whole number of quanta that 24 bits hold.
+_QUANTUM = 2.0**-10
+
+
+class Gates(NamedTuple):
+    """sums (2, B, H, M, C): high and low part of the inclusive sums of log2 decays in each chunk. eta (B, H, M, C)."""
+
+    sums: jax.Array
+    eta: jax.Array
+
+
+def _to_chunks(x_BxNxH: jax.Array) -> jax.Array:
+    """(B, N, H) to (B, H, M, C), zeros at the end."""
+    padded = jnp.moveaxis(pad_tokens(x_BxNxH, CHUNK), 1, 2)
+    return padded.reshape(*padded.shape[:2], -1, CHUNK)
+
+
+def prepare(log_decay_BxNxH: jax.Array, eta_BxNxH: jax.Array, reset_BxN: jax.Array | None) -> Gates:
+    """Gates of all chunks, float32; tokens added at the end neither decay nor write."""
+    log2_decay = jnp.maximum(log_decay_BxNxH * math.log2(math.e), _FLOOR)
+    if reset_BxN is not None:
+        log2_decay = jnp.where(reset_BxN[..., None], _FLOOR, log2_decay)
+    steps = _to_chunks(log2_decay)
+    high = jnp.ceil(steps / _QUANTUM) * _QUANTUM
+    # A product with ones in full float32: exact for the high parts, and one launch where a cumulative sum takes several.
+    ones = jnp.triu(jnp.ones((CHUNK, CHUNK), jnp.float32))
+    sums = jnp.matmul(jnp.stack([high, steps - high]), ones, precision=jax.lax.Precision.HIGHEST)
+    return Gates(sums, _to_chunks(eta_BxNxH))
+
+
+def log_wholes(gates: Gates) -> jax.Array:
+    """(B, H, M): natural log decay over every chunk."""
+    return (gates.sums[0, ..., -1] + gates.sums[1, ..., -1]) * math.log(2)
+
+
+def decay_cotangent(
+    inside: jax.Array, read: jax.Array, stored: jax.Array, anchors: jax.Array, gates: Gates, num_tokens: int, dtype
+) -> jax.Array:
+    """Cotangent (B, N, H) of the log decays, from what the backward's sweeps left.
+
+    The cotangent at t is the sum over all paths from a write before t to a readout at t or after. inside (B, H, M, C):
+    those that stay in t's chunk. read, stored (B, H, M, C), per token: those from the entering state to its readout, and
+    from its write to the leaving state. anchors (B, H, A): all paths that pass the entry of every ANCHOR-th chunk. The
+    sums over whole chunks between two anchors follow from what is read and written in them; over longer stretches such
+    differences would cancel, and they say nothing where less of a state survives a chunk than dtype, that of the products
+    in the sweeps, can resolve.
+    """
+    ones = jnp.ones((CHUNK, CHUNK), jnp.float32)
+    precise = jax.lax.Precision.HIGHEST
+    total = inside + jnp.matmul(read, jnp.tril(ones), precision=precise)
+    total = total + jnp.matmul(stored, jnp.triu(ones, 1), precision=precise)
+    batch, heads, chunks, _ = inside.shape
+    survives = log_wholes(gates) > math.log(float(jnp.finfo(dtype).eps) / 2)
+
+    def of_blocks(x: jax.Array) -> jax.Array:
+        return jnp.pad(x, ((0, 0), (0, 0), (0, -chunks % ANCHOR))).reshape(batch, heads, -1, ANCHOR)
+
+    reads, writes, survives = (of_blocks(x) for x in (jnp.sum(read, -1), jnp.sum(stored, -1), survives))
+    entering, through = anchors, []
+    for position in range(ANCHOR):
+        through.append(jnp.where(survives[..., position], entering - reads[..., position], 0))
+        entering = through[-1] + writes[..., position]
+    total = total + jnp.stack(through, axis=-1).reshape(batch, heads, -1)[..., :chunks, None]
+    return jnp.moveaxis(total.reshape(batch, heads, -1), 2, 1)[:, :num_tokens]

@@ -1,0 +1,183 @@
+"""The sweeps of the fused form as a Triton kernel through jax-triton, for NVIDIA GPUs from sm_80, also in float32.
+
+The tiles are those of `mosaic.py`; Triton places them in registers and shared memory itself.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import jax_triton
+import triton
+import triton.language as tl
+
+from pallas_kernels.hebbian.gates import ANCHOR, CHUNK, Gates
+from pallas_kernels.hebbian.sweep import Kind, Operands, Plan, Swept
+
+_COLLECT = {"": 0, "states": 1, "paths": 2, "rows": 3, "anchors": 4}
+
+
+@triton.jit
+def _sweep_kernel(
+    a,
+    b,
+    c,
+    x,
+    sums,
+    eta,
+    start,
+    out,
+    end,
+    collected,
+    STREAMS: tl.constexpr,
+    HEADS: tl.constexpr,
+    CHUNKS: tl.constexpr,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    BV: tl.constexpr,
+    SEGMENT: tl.constexpr,
+    SEGMENTS: tl.constexpr,
+    C: tl.constexpr,
+    EVERY: tl.constexpr,
+    REVERSE: tl.constexpr,
+    COLLECT: tl.constexpr,
+    OUTPUT: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    block = tl.program_id(0)
+    stream = tl.program_id(1).to(tl.int64)
+    segment = tl.program_id(2)
+    batch = stream // HEADS
+    head = stream % HEADS
+    dtype = b.dtype.element_ty
+    place = tl.arange(0, C)
+    keys = tl.arange(0, K)
+    values = block * BV + tl.arange(0, BV)
+    low_part: tl.constexpr = STREAMS * CHUNKS * C
+    second: tl.constexpr = STREAMS * (V // BV) * CHUNKS * C
+    anchors: tl.constexpr = (CHUNKS + EVERY - 1) // EVERY
+    state_offsets = keys[:, None] * V + values[None, :]
+    segment_state = (stream * SEGMENTS + segment) * K * V
+    state = tl.load(start + segment_state + state_offsets)
+    first = segment * SEGMENT
+    steps = tl.minimum(SEGMENT, CHUNKS - first)
+    if REVERSE:
+        reached = place[None, :] >= place[:, None]
+    else:
+        reached = place[None, :] <= place[:, None]
+    for step in range(steps):
+        chunk = first + step
+        if REVERSE:
+            chunk = first + steps - 1 - step
+        tokens = (batch * CHUNKS * C + chunk * C + place) * HEADS + head
+        b_tile = tl.load(b + tokens[:, None] * K + keys[None, :])
+        c_tile = tl.load(c + tokens[:, None] * V + values[None, :])
+        gates = (stream * CHUNKS + chunk) * C
+        high = tl.load(sums + gates + place)
+        low = tl.load(sums + low_part + gates + place)
+        strength = tl.load(eta + gates + place)
+        last_high = tl.load(sums + gates + C - 1)
+        last_low = tl.load(sums + low_part + gates + C - 1)
+        from_entry = tl.exp2(high + low)
+        to_exit = tl.exp2((last_high - high) + (last_low - low))
+        whole = tl.exp2(last_high + last_low)
+        if REVERSE:
+            entry = to_exit
+            leave = from_entry
+        else:
+            entry = from_entry
+            leave = to_exit * strength
+        if COLLECT == 1:
+            if chunk % EVERY == 0:
+                anchor = (stream * anchors + chunk // EVERY) * K * V
+                tl.store(collected + anchor + state_offsets, state.to(dtype))
+        if OUTPUT:
+            a_tile = tl.load(a + tokens[:, None] * K + keys[None, :])
+            scores = tl.dot(a_tile, tl.trans(b_tile), input_precision=PRECISION)
+            between = (high[:, None] - high[None, :]) + (low[:, None] - low[None, :])
+            if REVERSE:
+                scores = tl.where(reached, scores * tl.exp2(-between), 0.0)
+            else:
+                scores = tl.where(reached, scores * tl.exp2(between), 0.0) * strength[None, :]
+            from_state = tl.dot(a_tile, state.to(dtype), input_precision=PRECISION) * entry[:, None]
+            result = from_state + tl.dot(scores.to(dtype), c_tile, input_precision=PRECISION)
+            # (part, block of values, stream, chunk, position)
+            vectors = (block * STREAMS + stream) * CHUNKS * C + chunk * C + place
+            if COLLECT == 2:
+                x_tile = tl.load(x + tokens[:, None] * V + values[None, :])
+                pairs = scores * tl.dot(x_tile, tl.trans(c_tile), input_precision=PRECISION)
+                at_or_after = (place[None, :] >= place[:, None]).to(dtype)
+                later = tl.dot(at_or_after, pairs.to(dtype), input_precision=PRECISION)
+                inside = tl.sum(tl.where(place[None, :] < place[:, None], later, 0.0), axis=1)
+                tl.store(collected + vectors, inside)
+                tl.store(collected + second + vectors, tl.sum(x_tile.to(tl.float32) * from_state, axis=1))
+            if COLLECT == 3:
+                x_tile = tl.load(x + tokens[:, None] * V + values[None, :]).to(tl.float32)
+                tl.store(collected + vectors, tl.sum(x_tile * from_state, axis=1) * strength)
+                tl.store(collected + second + vectors, tl.sum(x_tile * result, axis=1))
+            if REVERSE:
+                result = result * strength[:, None]
+            tl.store(out + tokens[:, None] * V + values[None, :], result.to(dtype))
+        weighted = (c_tile.to(tl.float32) * leave[:, None]).to(dtype)
+        state = state * whole + tl.dot(tl.trans(b_tile), weighted, input_precision=PRECISION)
+        if COLLECT == 4:
+            if chunk % EVERY == 0:
+                stored = tl.load(x + (stream * anchors + chunk // EVERY) * K * V + state_offsets).to(tl.float32)
+                products = tl.sum(stored * state, axis=1)
+                where = ((block * STREAMS + stream) * anchors + chunk // EVERY) * K
+                tl.store(collected + where + keys, products)
+    tl.store(end + segment_state + state_offsets, state)
+
+
+def _sweep(kind: Kind, operands: Operands, gates: Gates, plan: Plan) -> Swept:
+    batch, heads, chunks, _ = gates.eta.shape
+    keys, values = operands.b.shape[-1], operands.c.shape[-1]
+    blocks, anchors, segments = values // plan.values, -(-chunks // ANCHOR), operands.start.shape[2]
+    single = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
+    nothing = single((1,))
+    collected = {
+        "": nothing,
+        "states": jax.ShapeDtypeStruct((batch, heads, anchors, keys, values), operands.c.dtype),
+        "paths": single((2, blocks, batch, heads, chunks, CHUNK)),
+        "rows": single((2, blocks, batch, heads, chunks, CHUNK)),
+        "anchors": single((blocks, batch, heads, anchors, keys)),
+    }[kind.collect]
+    out = jax.ShapeDtypeStruct(operands.c.shape, operands.c.dtype) if kind.output else nothing
+    swept, end, collected = jax_triton.triton_call(
+        operands.a,
+        operands.b,
+        operands.c,
+        operands.start if operands.x is None else operands.x,
+        gates.sums,
+        gates.eta,
+        operands.start,
+        kernel=_sweep_kernel,
+        out_shape=(out, single(operands.start.shape), collected),
+        grid=(blocks, batch * heads, segments),
+        num_warps=plan.warps,
+        num_stages=plan.stages,
+        STREAMS=batch * heads,
+        HEADS=heads,
+        CHUNKS=chunks,
+        K=keys,
+        V=values,
+        BV=plan.values,
+        SEGMENT=plan.segment,
+        SEGMENTS=segments,
+        C=CHUNK,
+        EVERY=ANCHOR,
+        REVERSE=kind.reverse,
+        COLLECT=_COLLECT[kind.collect],
+        OUTPUT=kind.output,
+        PRECISION="ieee",
+    )
+    if kind.collect == "anchors":
+        collected = jnp.sum(collected, axis=-1)
+    return Swept(swept if kind.output else None, end, collected if kind.collect else None)
+
+
+def run(kinds: tuple[Kind, ...], operands: tuple[Operands, ...], gates: Gates, plan: Plan) -> tuple[Swept, ...]:
+    """A backend of `sweep.Fused`: one launch a sweep."""
+    return tuple(_sweep(kind, these, gates, plan) for kind, these in zip(kinds, operands, strict=True))
