@@ -24,8 +24,8 @@ from phase2_jax.reporting.drawing import (
 )
 from phase2_jax.reporting.run_files import StepCurves, read_step_curves
 from phase2_jax.training.history import METRICS_FILE, TrainingHistory
-
-PLOTS = "plots"
+from phase2_jax.training.lr_finder import RangeTest
+from phase2_jax.training.workdir import PLOTS
 
 
 def write_plots(workdir: Path) -> list[Path]:
@@ -107,6 +107,26 @@ def gamma_evolution(history: TrainingHistory, curves: StepCurves) -> Figure:
     width = last["tokens_per_column"] if last else 1
     heatmap(over_tokens, values_LxM, np.arange(values_LxM.shape[1] + 1) * width)
     over_tokens.set(title="Γ, layer by token: one validation sequence, last epoch", xlabel="token", ylabel="layer")
+    return figure
+
+
+def learning_rate_test(test: RangeTest) -> Figure:
+    """Loss over the learning rate, with the suggestion where it falls fastest."""
+    figure = Figure(figsize=(9, 5), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(test.rates, test.losses, color=BLUE, alpha=0.35, linewidth=0.9, label="each step")
+    axes.plot(test.rates, test.smoothed, color=BLUE, linewidth=1.8, label="smoothed")
+    axes.axvline(
+        test.suggestion, color=VERMILION, linestyle="--", label=f"suggestion {test.suggestion:g}: steepest fall"
+    )
+    axes.set_xscale("log")
+    # The loss explodes at the end: what matters lies below its start.
+    top = float(np.max(test.smoothed[: max(1, test.smoothed.size // 4)]))
+    low = float(np.min(test.losses))
+    axes.set_ylim(low - 0.1 * (top - low), top + 0.5 * (top - low) + 1e-3)
+    axes.set(title="Learning-rate range test", xlabel="learning rate (log scale)", ylabel="loss (nats per token)")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
     return figure
 
 

@@ -11,10 +11,11 @@ from phase2_jax.reporting.inspection import Inspection, inspect
 from phase2_jax.reporting.memory_plots import half_life_spectrum, resonance_modes, snr_selection, stability
 from phase2_jax.reporting.page import Picture, RunReport, report_page
 from phase2_jax.reporting.passage import passage_figure
-from phase2_jax.reporting.plots import PLOTS, gamma_evolution, learning_curves
+from phase2_jax.reporting.plots import gamma_evolution, learning_curves
 from phase2_jax.reporting.run_files import RunFiles, read_runs
 from phase2_jax.reporting.run_plots import comparison, optimisation
 from phase2_jax.training.json_files import write_atomically
+from phase2_jax.training.workdir import PLOTS
 
 PAGE = "report.html"
 Draw = Callable[[RunFiles, Inspection | None], Figure]

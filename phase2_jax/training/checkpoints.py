@@ -107,7 +107,9 @@ class CheckpointDirectory:
         device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), like)
         with _DamageReported(self.directory / str(step)):
-            return self._manager.restore(step, args=ocp.args.Composite(model=ocp.args.StandardRestore(abstract)))["model"]
+            return self._manager.restore(step, args=ocp.args.Composite(model=ocp.args.StandardRestore(abstract)))[
+                "model"
+            ]
 
     def wait(self) -> None:
         """Block until every save is on disk."""

@@ -53,6 +53,21 @@ class OptimizerConfig:
 
 
 @dataclass(frozen=True)
+class EarlyStoppingConfig:
+    """Ends a run that has stopped learning."""
+
+    patience: int = 0
+    """Epochs that may pass without a better validation loss; 0 = never stop early."""
+    min_delta: float = 0.0
+    """What counts as better: lower by more than this, in nats per token."""
+
+    def validate(self) -> None:
+        """Raise UserError that names the first field out of range."""
+        _require(self.patience >= 0, "train.early_stopping.patience", self.patience, "at least 0 (0 = never)")
+        _require(0 <= self.min_delta < float("inf"), "train.early_stopping.min_delta", self.min_delta, "at least 0")
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """Length and shape of the training."""
 
@@ -68,6 +83,9 @@ class TrainConfig:
     grad_accum: int = 1
     """Micro-batches a step is split into; the result is that of the whole batch."""
     seed: int = 0
+    early_stopping: EarlyStoppingConfig = field(default_factory=EarlyStoppingConfig)
+    profile_steps: str = ""
+    """FIRST:LAST, steps (from 1) that are traced into workdir/profile; empty = none."""
 
     def validate(self) -> None:
         """Raise UserError that names the first field out of range."""
@@ -77,6 +95,15 @@ class TrainConfig:
             _require(getattr(self, name) >= 0, f"train.{name}", getattr(self, name), "an integer of at least 0")
         if self.batch_size % self.grad_accum:
             raise UserError(f"train.grad_accum={self.grad_accum} must divide train.batch_size={self.batch_size}")
+        self.early_stopping.validate()
+        first, colon, last = self.profile_steps.partition(":")
+        numbers = first.isdecimal() and last.isdecimal()
+        _require(
+            not self.profile_steps or (bool(colon) and numbers and 1 <= int(first) <= int(last)),
+            "train.profile_steps",
+            repr(self.profile_steps),
+            "FIRST:LAST, steps counted from 1, for example 10:15",
+        )
 
 
 @dataclass(frozen=True)

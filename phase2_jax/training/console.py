@@ -34,16 +34,21 @@ class ConsoleLogger(Logger):
         for label, value in run_info.get("configuration", {}).items():
             thousands = isinstance(value, int) and not isinstance(value, bool)
             self._print(f"  {label}: {value:,}" if thousands else f"  {label}: {value}")
+        self._print_parameters(run_info.get("parameters", []))
         if run_info.get("start_step"):
             self._print(f"\nResumed from step {run_info['start_step']}")
 
+    def _print_parameters(self, rows: list[tuple[str, tuple[int, ...], int]]) -> None:
+        if not rows:
+            return
+        width = max(len(name) for name, _, _ in rows)
+        self._print("\nParameters (arrays of all layers are stacked):")
+        for name, shape, count in rows:
+            self._print(f"  {name:<{width}}  {' x '.join(map(str, shape)) or 'scalar':<16} {count:>13,}")
+        self._print(f"  {'total':<{width}}  {'':<16} {sum(count for _, _, count in rows):>13,}")
+
     def on_step(self, record: Record, batch_index: int, num_batches: int) -> None:
-        if record["epoch"] != self._epoch:
-            self._epoch = record["epoch"]
-            self._print(f"\n{RULE}\nEpoch {self._of_epochs(record)}\n{RULE}")
-        if self._clock is None:
-            # The first step holds the compilation: the clock for the time left starts behind it.
-            self._clock = (record["step"], time.monotonic())
+        self._begin_epoch(record)
         number = batch_index + 1
         if number % self._every and number != num_batches:
             return
@@ -55,10 +60,25 @@ class ConsoleLogger(Logger):
             f"SNR={_number(record.get('mean_snr'), '.2f')}",
             f"{_number(record.get('tokens_per_second'), ',.0f')} tokens/s",
         ]
-        left = self._seconds_left(record["step"])
+        if record.get("mfu") is not None:
+            figures.append(f"MFU {record['mfu']:.1%}")
+        left = None
+        if self._total_steps is not None:
+            left = self._seconds_left(record["step"], self._total_steps - record["step"])
         if left is not None:
-            figures.append(f"{_duration(left)} left")
+            figures.append(f"{duration(left)} left")
         self._print(f"  Batch {number}/{num_batches}: {', '.join(figures)}")
+
+    def _begin_epoch(self, record: Record) -> bool:
+        """Print an epoch's heading before its first step; returns whether this is one."""
+        if self._clock is None:
+            # The first step holds the compilation: the clock for the time left starts behind it.
+            self._clock = (record["step"], time.monotonic())
+        if record["epoch"] == self._epoch:
+            return False
+        self._epoch = record["epoch"]
+        self._print(f"\n{RULE}\nEpoch {self._of_epochs(record)}\n{RULE}")
+        return True
 
     def on_epoch(self, record: Record, improved: bool) -> None:
         percent = {
@@ -104,12 +124,12 @@ class ConsoleLogger(Logger):
     def _of_epochs(self, record: Record) -> str:
         return f"{record['epoch']}" if self._num_epochs is None else f"{record['epoch']}/{self._num_epochs}"
 
-    def _seconds_left(self, step: int) -> float | None:
+    def _seconds_left(self, step: int, steps_to_come: int) -> float | None:
         """Time of the steps to come, validation included, at the pace since the first step of this process."""
-        if self._total_steps is None or self._clock is None or step <= self._clock[0]:
+        if self._clock is None or step <= self._clock[0]:
             return None
         first_step, started = self._clock
-        return (time.monotonic() - started) / (step - first_step) * max(self._total_steps - step, 0)
+        return (time.monotonic() - started) / (step - first_step) * max(steps_to_come, 0)
 
     def _print(self, text: str) -> None:
         stream = sys.stdout if self._stream is None else self._stream
@@ -130,7 +150,8 @@ def _number(value: float | None, form: str, unit: str = "") -> str:
     return "n/a" if value is None else f"{value:{form}}{unit}"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Seconds in words that read at a glance: 2h 05m, 3m 12s, 7s."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:

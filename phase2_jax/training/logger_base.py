@@ -14,13 +14,17 @@ class Logger:
         """The run begins or resumes.
 
         Args:
-            run_info: all optional. ``configuration`` (label to value, the list on screen), ``hyperparameters`` (the
+            run_info: all optional. ``configuration`` (label to value, the list on screen), ``parameters`` (name,
+                shape and size of each array), ``hyperparameters`` (the
                 whole configuration, nested), ``start_step`` (steps already done, 0 for a fresh run), ``total_steps``,
                 ``num_epochs``.
         """
 
     def on_step(self, record: Record, batch_index: int, num_batches: int) -> None:
         """A step record arrived; ``batch_index`` counts from 0 to ``num_batches`` - 1 within the epoch."""
+
+    def on_validation(self, done: int, total: int) -> None:
+        """So many of the validation batches are under way."""
 
     def on_epoch(self, record: Record, improved: bool) -> None:
         """An epoch ended; ``improved``: its validation loss is the best so far."""
@@ -54,6 +58,10 @@ class LoggerGroup(Logger):
     def on_step(self, record: Record, batch_index: int, num_batches: int) -> None:
         for logger in self.loggers:
             logger.on_step(record, batch_index, num_batches)
+
+    def on_validation(self, done: int, total: int) -> None:
+        for logger in self.loggers:
+            logger.on_validation(done, total)
 
     def on_epoch(self, record: Record, improved: bool) -> None:
         for logger in self.loggers:

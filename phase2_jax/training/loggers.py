@@ -1,5 +1,7 @@
 """Chooses the loggers of a run."""
 
+import os
+import sys
 from pathlib import Path
 
 from phase2_jax.training.console import ConsoleLogger
@@ -17,7 +19,7 @@ def build_loggers(config: LoggingConfig, workdir: Path, *, primary: bool = True)
     """
     if not primary:
         return LoggerGroup([])
-    loggers: list[Logger] = [ConsoleLogger(every=config.console_every)]
+    loggers: list[Logger] = [_console(config)]
     # Imported where they are needed: who switched them off does not pay for their start.
     if config.tensorboard:
         from phase2_jax.training.tensorboard import TensorBoardLogger
@@ -28,3 +30,12 @@ def build_loggers(config: LoggingConfig, workdir: Path, *, primary: bool = True)
 
         loggers.append(WandbLogger(config.wandb, workdir, every=config.batch_every))
     return LoggerGroup(loggers)
+
+
+def _console(config: LoggingConfig) -> Logger:
+    """Bars where somebody watches a terminal that can draw them, plain lines in pipes and log files."""
+    if sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb":
+        from phase2_jax.training.progress_bars import ProgressBarLogger
+
+        return ProgressBarLogger()
+    return ConsoleLogger(every=config.console_every)

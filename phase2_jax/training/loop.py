@@ -13,16 +13,26 @@ from phase2_jax.errors import UserError
 from phase2_jax.training import workdir as workdirs
 from phase2_jax.training.checkpoints import BEST, CHECKPOINTS, CheckpointDirectory
 from phase2_jax.training.config import ExperimentConfig
+from phase2_jax.training.early_stopping import epochs_without_improvement
 from phase2_jax.training.flops import flops_per_token, peak_flops
 from phase2_jax.training.history import METRICS_FILE, EpochAccumulator, MetricsFile, TrainingHistory
 from phase2_jax.training.logger_base import Logger
 from phase2_jax.training.loggers import build_loggers
-from phase2_jax.training.metrics import Throughput, gamma_heatmap, gamma_histogram, memory_in_use, step_record
+from phase2_jax.training.memory_budget import MemoryBudget, budget, explain, is_out_of_memory
+from phase2_jax.training.metrics import (
+    Throughput,
+    gamma_heatmap,
+    gamma_histogram,
+    memory_in_use,
+    memory_limit,
+    step_record,
+)
+from phase2_jax.training.profiling import Profiler
 from phase2_jax.training.run_info import run_info, warn_of_short_half_lives
 from phase2_jax.training.samples import make_sampler
 from phase2_jax.training.setup import Run, build
 from phase2_jax.training.signals import StopRequest
-from phase2_jax.training.step import Params, TrainState
+from phase2_jax.training.step import Batch, Params, TrainState
 from phase2_jax.training.validation import validate
 
 
@@ -48,13 +58,23 @@ class Trainer:
         self.throughput = Throughput(
             tokens, flops_per_token(run.model_config), None if peak is None else peak * devices
         )
+        self.profiler = Profiler(run.config.train.profile_steps, workdir, logger)
+        self.plan: MemoryBudget | None = None
+        self._compiled: Any = None
         self._sampler: Callable[[Params, int], tuple[str, str]] | None = None
         self._pending: tuple[int, dict[str, Any]] | None = None
 
     @property
     def finished(self) -> bool:
-        """All steps are done and the last epoch is closed."""
-        return self.step >= self.run.total_steps and self.epoch.num_steps == 0
+        """All steps are done, or no more are worth doing, and the last epoch is closed."""
+        return self.epoch.num_steps == 0 and (self.step >= self.run.total_steps or self.stopped_early)
+
+    @property
+    def stopped_early(self) -> bool:
+        """The validation loss has not improved for as many epochs as the configuration has patience for."""
+        early = self.run.config.train.early_stopping
+        without = epochs_without_improvement(self.history.val_losses, early.min_delta)
+        return 0 < early.patience <= without
 
     def restore(self) -> None:
         """Continue from the newest checkpoint, if there is one; forget records that came after it.
@@ -84,6 +104,8 @@ class Trainer:
             self._loop(stop)
         except BaseException as error:
             self._emergency(error)
+            if is_out_of_memory(error):
+                raise explain(error, self.plan, self.run.config.train, memory_limit(jax.local_devices()[0])) from error
             raise
 
     def _loop(self, stop: StopRequest) -> None:
@@ -97,20 +119,33 @@ class Trainer:
                 if self.epoch_is_full():
                     self._flush()
                     self._finish_epoch(stop)
-                if self.step >= run.total_steps:
+                if self.step >= run.total_steps or (self.epoch.num_steps == 0 and self.stopped_early):
                     break
                 stop.check()
                 batch = run.put_batch(next(batches))
-                self.state, metrics = run.train_step(self.state, batch)
+                with self.profiler.before(self.step + 1):
+                    self.state, metrics = self._step(batch)
                 self._flush()
                 self.step += 1
                 self._pending = (self.step, metrics)
+                self.profiler.after(self.step, self.state)
                 every = run.config.checkpoint.every_steps
                 if every and self.step % every == 0 and not self.epoch_is_full():
                     self._save()
         finally:
             batches.close()
+        if self.step < run.total_steps:
+            patience = run.config.train.early_stopping.patience
+            self.logger.on_message(f"Stopped early: no better validation loss in {patience} epochs")
         self.logger.on_finish(self.history.best_val_loss)
+
+    def _step(self, batch: Batch) -> tuple[TrainState, dict[str, Any]]:
+        """One training step; the first one compiles, and says how much memory a step takes."""
+        if self._compiled is None:
+            self._compiled = self.run.train_step.lower(self.state, batch).compile()
+            self.plan = budget(self.state, self._compiled)
+            self.logger.on_message(f"Estimated memory of a step: {self.plan}")
+        return self._compiled(self.state, batch)
 
     def epoch_is_full(self) -> bool:
         """The steps since the last validation make up an epoch, or the run ends here."""
@@ -136,7 +171,7 @@ class Trainer:
         self.logger.on_step(record, number % self.run.steps_per_epoch, self.run.steps_per_epoch)
 
     def _finish_epoch(self, stop: StopRequest) -> None:
-        validation = validate(self.run, self.state.params, stop)
+        validation = validate(self.run, self.state.params, stop, self.logger.on_validation)
         self.epoch.seconds += self.throughput.lap()
         record = self.epoch.result(
             epoch=self.history.total_epochs + 1,
@@ -153,7 +188,8 @@ class Trainer:
             self.best.save(self.state, self._progress())
         self.logger.on_epoch(record, improved)
         epochs = self.history.total_epochs
-        if improved or epochs % self.run.config.checkpoint.every_epochs == 0 or self.step >= self.run.total_steps:
+        every = self.run.config.checkpoint.every_epochs
+        if improved or epochs % every == 0 or self.step >= self.run.total_steps or self.stopped_early:
             self._save(epoch=epochs)
         self.throughput.lap()
 
@@ -205,6 +241,7 @@ class Trainer:
 
     def close(self) -> None:
         """Finish pending writes and release every file."""
+        self.profiler.close()
         self.checkpoints.close()
         self.best.close()
         self.metrics_file.close()
@@ -226,7 +263,12 @@ def train(
     if stored is not None and (workdir / CHECKPOINTS).exists():
         workdirs.check_unchanged(stored["config"], plain)
     corpus = load_corpus(config.data)
-    run, state = build(config, corpus)
+    try:
+        run, state = build(config, corpus)
+    except jax.errors.JaxRuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise explain(error, None, config.train, None) from error
     warn_of_short_half_lives(run)
     workdirs.write_config(workdir, plain, overrides or {})
     save_tokenizer(corpus.tokenizer, workdir / workdirs.TOKENIZER_FILE)
@@ -237,7 +279,8 @@ def train(
             trainer.restore()
             logger.on_start(run_info(run, state, trainer.step))
             if trainer.finished:
-                logger.on_message(f"This run finished at step {trainer.step}: raise train.num_epochs to go on")
+                setting = "train.early_stopping.patience" if trainer.stopped_early else "train.num_epochs"
+                logger.on_message(f"This run finished at step {trainer.step}: raise {setting} to go on")
                 return trainer.history
             trainer.train(stop)
         return trainer.history

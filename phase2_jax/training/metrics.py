@@ -56,6 +56,11 @@ def memory_in_use(device: Any) -> tuple[float | None, float | None]:
     return stats["peak_bytes_in_use"] / MEBIBYTE, stats["bytes_in_use"] / MEBIBYTE
 
 
+def memory_limit(device: Any) -> int | None:
+    """Bytes that a device has for arrays; None where it does not tell (CPU)."""
+    return (device.memory_stats() or {}).get("bytes_limit")
+
+
 def step_record(metrics: dict[str, Any], *, step: int, epoch: int) -> Record:
     """The record of a step from its fetched metrics, without throughput and device memory.
 

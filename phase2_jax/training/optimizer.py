@@ -32,10 +32,10 @@ def decay_mask(params):
     return jax.tree_util.tree_map_with_path(_is_decayed, params)
 
 
-def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientTransformation:
-    """Clipping, then AdamW on the schedule."""
+def make_optimizer(config: OptimizerConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
+    """Clipping, then AdamW on the schedule of the learning rate."""
     adamw = optax.adamw(
-        learning_rate_schedule(config, total_steps),
+        schedule,
         b1=config.beta1,
         b2=config.beta2,
         eps=config.epsilon,

@@ -9,7 +9,7 @@ from phase2_jax.physics.potential import longest_half_life
 from phase2_jax.training import workdir as workdirs
 from phase2_jax.training.flops import flops_per_token
 from phase2_jax.training.setup import Run
-from phase2_jax.training.step import TrainState
+from phase2_jax.training.step import Params, TrainState
 
 
 def warn_of_short_half_lives(run: Run) -> None:
@@ -24,6 +24,15 @@ def warn_of_short_half_lives(run: Run) -> None:
             f"at most {longest_half_life(1.0, model.dt) / wanted:.2g} would keep it",
             stacklevel=2,
         )
+
+
+def parameter_table(params: Params) -> list[tuple[str, tuple[int, ...], int]]:
+    """Name, shape and number of entries of every parameter array; those of the layers are stacked."""
+    rows = []
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        names = [str(getattr(key, "key", getattr(key, "name", key))) for key in path]
+        rows.append((".".join(name for name in names if name != "value"), leaf.shape, leaf.size))
+    return rows
 
 
 def run_info(run: Run, state: TrainState, start_step: int) -> dict[str, Any]:
@@ -45,6 +54,7 @@ def run_info(run: Run, state: TrainState, start_step: int) -> dict[str, Any]:
             "Learning rate": config.optimizer.learning_rate,
             "Devices": f"{devices.size} x {devices.flat[0].device_kind}",
         },
+        "parameters": parameter_table(state.params),
         "hyperparameters": workdirs.plain(config),
         "start_step": start_step,
         "total_steps": run.total_steps,

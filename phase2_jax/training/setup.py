@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from flax import nnx
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -103,8 +104,13 @@ def is_aligned(config: ExperimentConfig) -> bool:
     return interval > 0 and config.train.seq_len % interval == 0
 
 
-def build(config: ExperimentConfig, corpus: Corpus) -> tuple[Run, TrainState]:
+def build(config: ExperimentConfig, corpus: Corpus, schedule: optax.Schedule | None = None) -> tuple[Run, TrainState]:
     """Compile-ready steps and the initial state of a run on `corpus`.
+
+    Args:
+      config: checked.
+      corpus: text and tokenizer.
+      schedule: of the learning rate, instead of warmup and cosine.
 
     Raises:
       UserError: sizes that do not fit each other, the text or the devices.
@@ -127,7 +133,8 @@ def build(config: ExperimentConfig, corpus: Corpus) -> tuple[Run, TrainState]:
         )
         return model, run_key
 
-    optimizer = make_optimizer(config.optimizer, total_steps)
+    schedule = schedule or learning_rate_schedule(config.optimizer, total_steps)
+    optimizer = make_optimizer(config.optimizer, schedule)
     graphdef, _ = nnx.split(nnx.eval_shape(initialise)[0])
 
     def initial_state() -> TrainState:
@@ -147,7 +154,7 @@ def build(config: ExperimentConfig, corpus: Corpus) -> tuple[Run, TrainState]:
     step_config = StepConfig(
         graphdef=graphdef,
         optimizer=optimizer,
-        schedule=learning_rate_schedule(config.optimizer, total_steps),
+        schedule=schedule,
         grad_accum=train.grad_accum,
         fresh_memory=None if config.data.mode == "streams" else partial(init_state, model_config, train.batch_size),
         aligned=is_aligned(config),

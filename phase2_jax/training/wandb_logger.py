@@ -69,7 +69,9 @@ class WandbLogger(Logger):
         tags: dict[str, Any] = dict(epoch_tags(record))
         if record.get("sample_text") and self._wandb is not None:
             prompt, continuation = (html.escape(text) for text in record["sample_text"])
-            tags["sample_text"] = self._wandb.Html(f'<meta charset="utf-8"><pre>{prompt}<b>{continuation}</b></pre>', inject=False)
+            tags["sample_text"] = self._wandb.Html(
+                f'<meta charset="utf-8"><pre>{prompt}<b>{continuation}</b></pre>', inject=False
+            )
         self._send(tags, record["step"])
 
     def close(self) -> None:

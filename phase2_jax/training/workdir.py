@@ -14,8 +14,18 @@ from phase2_jax.training.config import ExperimentConfig
 
 CONFIG_FILE = "config.json"
 TOKENIZER_FILE = "tokenizer.json"
+PLOTS = "plots"
 # What may differ when a run is continued; everything else would make it another run.
-MAY_CHANGE = ("train.num_epochs", "train.num_steps", "logging.", "checkpoint.", "kernels.", "sharding.")
+MAY_CHANGE = (
+    "train.num_epochs",
+    "train.num_steps",
+    "train.early_stopping.",
+    "train.profile_steps",
+    "logging.",
+    "checkpoint.",
+    "kernels.",
+    "sharding.",
+)
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
@@ -39,7 +49,8 @@ def open_workdir(workdir: Path, *, resume: bool) -> dict[str, Any] | None:
         ) from error
     config_file = workdir / CONFIG_FILE
     if not config_file.exists():
-        if any(workdir.iterdir()):
+        # A learning-rate range test leaves its plot where the run will be.
+        if any(path.name != PLOTS for path in workdir.iterdir()):
             raise UserError(
                 f"workdir {workdir} is not empty and holds no run ({CONFIG_FILE} is missing): choose another --workdir"
             )

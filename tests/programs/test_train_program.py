@@ -30,7 +30,7 @@ SMALL = (
 def run(*arguments: str) -> int:
     """Run the program in this process; returns its exit status."""
     flags.FLAGS.unparse_flags()
-    for name in ("config", "workdir", "resume"):
+    for name in ("config", "workdir", "resume", "lr_find"):
         flags.FLAGS[name].unparse()
     for name in [name for name in flags.FLAGS if name.startswith("config.")]:
         delattr(flags.FLAGS, name)
