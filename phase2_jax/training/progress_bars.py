@@ -77,7 +77,11 @@ class ProgressBarLogger(ConsoleLogger):
         left: float | None = None,
         figures: str = "",
     ) -> None:
-        shown = {"rate": rate, "left": "" if left is None else f"{duration(left)} left", "figures": figures}
+        shown: dict[str, Any] = {
+            "rate": rate,
+            "left": "" if left is None else f"{duration(left)} left",
+            "figures": figures,
+        }
         if name not in self._tasks:
             self._tasks[name] = self._bars.add_task(description, total=total, **shown)
         self._bars.update(self._tasks[name], completed=done, total=total, **shown)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -30,7 +31,9 @@ REPOSITORY = Path(__file__).parents[2]
 UNREPEATABLE = ("epoch_time", "epoch_times", "tokens_per_second", "mfu", "peak_vram_mb", "current_vram_mb")
 
 
-def experiment(text: Path, **train) -> ExperimentConfig:
+def experiment(text: Path, **train: Any) -> ExperimentConfig:
+    settings: dict[str, Any] = {"num_epochs": 2, "steps_per_epoch": 4, "batch_size": 4, "seq_len": 16, "grad_accum": 2}
+    settings |= train
     return ExperimentConfig(
         model=ModelConfig(
             d_model=8,
@@ -43,9 +46,7 @@ def experiment(text: Path, **train) -> ExperimentConfig:
         ),
         data=DataConfig(path=str(text), fresh_state_fraction=0.2, document_separator="\n\n"),
         optimizer=OptimizerConfig(learning_rate=1e-2, warmup_steps=2),
-        train=TrainConfig(
-            **{"num_epochs": 2, "steps_per_epoch": 4, "batch_size": 4, "seq_len": 16, "grad_accum": 2} | train
-        ),
+        train=TrainConfig(**settings),
         checkpoint=CheckpointConfig(every_steps=3),
         logging=LoggingConfig(tensorboard=False),
     )
