@@ -11,7 +11,7 @@ from phase2_jax.reporting.page_assets import SCRIPT, STYLE
 from phase2_jax.reporting.passage import passage_html
 from phase2_jax.reporting.run_files import RunFiles
 from phase2_jax.training.records import perplexity
-from phase2_jax.training.workdir import plain
+from phase2_jax.training.workdir import flatten, plain
 
 
 @dataclass(frozen=True)
@@ -124,19 +124,12 @@ def _number(value: float | None, form: str = ".4g") -> str:
 def _differences(reports: Sequence[RunReport]) -> str:
     if any(report.run.config is None for report in reports):
         return '<p class="missing">Not every run has its config.json.</p>'
-    flat = [_flatten(plain(report.run.config)) for report in reports if report.run.config is not None]
+    flat = [flatten(plain(report.run.config)) for report in reports if report.run.config is not None]
     names = [name for name in flat[0] if len({str(settings.get(name)) for settings in flat}) > 1]
     if not names:
         return "<p>None.</p>"
     rows = [["setting", *(report.run.name for report in reports)]]
     return _table(rows + [[name, *(str(settings.get(name)) for settings in flat)] for name in names])
-
-
-def _flatten(tree: dict, prefix: str = "") -> dict[str, object]:
-    flat: dict[str, object] = {}
-    for name, value in tree.items():
-        flat |= _flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-    return flat
 
 
 def _table(rows: Sequence[Sequence[str]]) -> str:

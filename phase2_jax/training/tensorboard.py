@@ -22,6 +22,7 @@ from phase2_jax.training import json_files
 from phase2_jax.training.heatmap_image import gamma_heatmap_image
 from phase2_jax.training.logger_base import Logger
 from phase2_jax.training.records import Record, batch_tags, epoch_tags
+from phase2_jax.training.workdir import flatten
 
 _SECONDS_BETWEEN_FLUSHES = 10.0
 _RESULTS = ("val/loss", "val/perplexity", "train/loss", "train/gamma_mean")
@@ -53,7 +54,7 @@ class TensorBoardLogger(Logger):
         start = Event(wall_time=time.time(), step=start_step + 1, session_log=SessionLog(status=SessionLog.START))
         self._events.write_event(start)
         self._write(summary.custom_scalars(_layout()), start_step)
-        hyperparameters = dict(_flattened(json_files.to_plain(run_info.get("hyperparameters", {})), ""))
+        hyperparameters = flatten(json_files.to_plain(run_info.get("hyperparameters", {})))
         self._write(summary.text("hyperparameters", _as_table(hyperparameters)), start_step)
         # TensorBoard shows a run's hyper-parameters beside these results, and compares runs by them.
         for values in summary.hparams(hyperparameters, dict.fromkeys(_RESULTS))[:2]:
@@ -164,10 +165,3 @@ def _as_quotation(prompt: str, continuation: str) -> str:
     """Markdown that shows both texts as they are."""
     verbatim = lambda text: "\n".join(f"    {line}" for line in text.splitlines())  # noqa: E731
     return f"Prompt (validation text):\n\n{verbatim(prompt)}\n\nThe model continues:\n\n{verbatim(continuation)}"
-
-
-def _flattened(tree: dict[str, Any], prefix: str) -> list[tuple[str, Any]]:
-    pairs: list[tuple[str, Any]] = []
-    for name, value in tree.items():
-        pairs += _flattened(value, f"{prefix}{name}.") if isinstance(value, dict) else [(prefix + name, value)]
-    return pairs

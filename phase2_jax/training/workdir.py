@@ -79,7 +79,7 @@ def check_unchanged(stored: dict[str, Any], current: dict[str, Any]) -> None:
     Raises:
       UserError: names the first field that differs, both values, and what may change.
     """
-    old, new = _flatten(stored), _flatten(current)
+    old, new = flatten(stored), flatten(current)
     for name in sorted(set(old) & set(new)):
         if old[name] != new[name] and not name.startswith(MAY_CHANGE):
             raise UserError(
@@ -116,11 +116,12 @@ def git_revision() -> str | None:
     return result.stdout.strip() or None
 
 
-def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as one level, named like `model.snr.threshold`."""
     flat: dict[str, Any] = {}
     for name, value in tree.items():
         if isinstance(value, dict):
-            flat |= _flatten(value, f"{prefix}{name}.")
+            flat |= flatten(value, f"{prefix}{name}.")
         else:
             flat[prefix + name] = value
     return flat

@@ -134,7 +134,7 @@ def test_an_exception_saves_the_state_and_goes_on(text, undisturbed, tmp_path, m
     config = experiment(text)
     original = validation.validate
 
-    def broken(run, params, stop):
+    def broken(*_):
         raise RuntimeError("a disk went away")
 
     with monkeypatch.context() as patch:
