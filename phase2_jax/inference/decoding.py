@@ -4,7 +4,6 @@ Every stream of text (row) has a state of its own, with its own position: what h
 other rows are written beside it.
 """
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -35,10 +34,10 @@ class Decoder:
         self.chunk = interval * max(1, prefill_tokens // interval) if interval else prefill_tokens
         # For one token the plain law is the shortest program. Writing is the program that has to be fast; the one that
         # reads a few tokens has to be compiled fast.
-        step = partial(_step, loaded.graphdef(implementation="naive"))
-        self._feed: Callable[..., Any] = jax.jit(partial(_feed, partial(step, unroll=False)))
-        self._write: Callable[..., Any] = jax.jit(partial(_write, partial(step, unroll=True)))
-        self._chunk: Callable[..., Any] = jax.jit(partial(_read_chunk, loaded.graphdef()))
+        one = loaded.graphdef(implementation="naive")
+        self._feed = partial(_feed, one, self.params)
+        self._write = partial(_write, one, self.params)
+        self._chunk = partial(_read_chunk, loaded.graphdef(), self.params)
 
     def start(self) -> tuple[ModelState, jax.Array]:
         """State before any text (B = 1) and logits that nothing has been said about."""
@@ -46,7 +45,7 @@ class Decoder:
 
     def compile_reading(self) -> None:
         """Have the program for single tokens ready."""
-        jax.block_until_ready(self._feed(self.params, *self.start(), np.zeros(STEPS_PER_CALL, np.int32), 0))
+        jax.block_until_ready(self._feed(*self.start(), np.zeros(STEPS_PER_CALL, np.int32), 0))
 
     def read(self, state: ModelState, logits_V: jax.Array, tokens: np.ndarray) -> tuple[ModelState, jax.Array]:
         """State and next logits after `tokens`, in parallel chunks where whole chunks fit."""
@@ -58,7 +57,7 @@ class Decoder:
             state, logits_V = self._read_steps(state, logits_V, tokens[:until_aligned])
             done = until_aligned
             while len(tokens) - done >= self.chunk:
-                state, logits_V = self._chunk(self.params, state, tokens[done : done + self.chunk])
+                state, logits_V = self._chunk(state, tokens[done : done + self.chunk])
                 done += self.chunk
         return self._read_steps(state, logits_V, tokens[done:])
 
@@ -67,7 +66,7 @@ class Decoder:
             part = tokens[start : start + STEPS_PER_CALL]
             padded = np.zeros(STEPS_PER_CALL, np.int32)
             padded[: len(part)] = part
-            state, logits_V = self._feed(self.params, state, logits_V, padded, len(part))
+            state, logits_V = self._feed(state, logits_V, padded, len(part))
         return state, logits_V
 
     def write(
@@ -93,7 +92,7 @@ class Decoder:
         Returns:
           states, logits, seen tokens after the last token, and the tokens `(STEPS_PER_CALL, R)`.
         """
-        return self._write(self.params, rows, logits_RxV, seen_RxV, keys_R, first, count, filters)
+        return self._write(rows, logits_RxV, seen_RxV, keys_R, first, count, filters)
 
 
 def _step(
@@ -122,19 +121,21 @@ def _step(
     return jax.lax.cond(jnp.any(due_R), consolidated, lambda rows: rows, rows), logits_RxV
 
 
+@partial(jax.jit, static_argnums=0)
 def _feed(
-    step: Callable, params: Any, state: ModelState, logits_V: jax.Array, tokens_T: jax.Array, count: jax.Array
+    graphdef: nnx.GraphDef, params: Any, state: ModelState, logits_V: jax.Array, tokens_T: jax.Array, count: jax.Array
 ) -> tuple[ModelState, jax.Array]:
     def body(i, carry):
-        return step(params, carry[0], tokens_T[i][None])
+        return _step(graphdef, params, carry[0], tokens_T[i][None], unroll=False)
 
     rows = jax.tree.map(lambda x: x[None], state)
     rows, logits_1xV = jax.lax.fori_loop(0, count, body, (rows, logits_V[None]))
     return jax.tree.map(lambda x: x[0], rows), logits_1xV[0]
 
 
+@partial(jax.jit, static_argnums=0)
 def _write(
-    step: Callable,
+    graphdef: nnx.GraphDef,
     params: Any,
     rows: ModelState,
     logits_RxV: jax.Array,
@@ -152,13 +153,14 @@ def _write(
         keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys_R, first + i)
         tokens_R = choose(logits_RxV, seen_RxV, keys)
         seen_RxV = seen_RxV.at[jnp.arange(num_rows), tokens_R].set(True)
-        rows, logits_RxV = step(params, rows, tokens_R)
+        rows, logits_RxV = _step(graphdef, params, rows, tokens_R, unroll=True)
         return rows, logits_RxV, seen_RxV, tokens_TxR.at[i].set(tokens_R)
 
     tokens_TxR = jnp.zeros((STEPS_PER_CALL, num_rows), jnp.int32)
     return jax.lax.fori_loop(0, count, body, (rows, logits_RxV, seen_RxV, tokens_TxR))
 
 
+@partial(jax.jit, static_argnums=0)
 def _read_chunk(
     graphdef: nnx.GraphDef, params: Any, state: ModelState, tokens_N: jax.Array
 ) -> tuple[ModelState, jax.Array]:

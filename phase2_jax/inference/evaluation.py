@@ -67,20 +67,28 @@ class _Reading:
         self._program, self._state, self._wipe_every = program, state, wipe_every
         self._pending: tuple[list[Window], Any] | None = None
 
+    @property
+    def started(self) -> bool:
+        """Something has been read."""
+        return self._pending is not None
+
     def add(self, batch: "_Batch") -> None:
         """Read a batch; what the batch before it gave is fetched meanwhile."""
         inputs_WxN = batch.positions_WxN
         reset_WxN = inputs_WxN % self._wipe_every == 0 if self._wipe_every else inputs_WxN == 0
         self._state, outputs = self._program(self._state, batch.tokens_WxM, reset_WxN, batch.lengths_W)
-        self.flush()
+        self._count()
         self._pending = (batch.windows, outputs)
 
-    def flush(self) -> None:
+    def finish(self) -> None:
         """Count what the last batch gave."""
+        self._count()
+        self._pending = None
+
+    def _count(self) -> None:
         if self._pending is None:
             return
         windows, outputs = self._pending
-        self._pending = None
         loss_WxN, right_WxN, layers = jax.device_get(outputs)
         for index, window in enumerate(windows):
             n = len(window)
@@ -101,9 +109,6 @@ class _Batch:
 
     @classmethod
     def of(cls, windows: list[Window], size: int, length: int) -> "_Batch":
-        if len(windows) == 1 and len(windows[0]) < length:
-            # It may be all there is, and its end is then the only place to look at the memory: no filling.
-            size, length = 1, len(windows[0])
         tokens_WxM = np.zeros((size, length + 1), np.int32)
         positions_WxN = np.ones((size, length), np.int64)
         lengths_W = np.zeros(size, np.int32)
@@ -114,6 +119,7 @@ class _Batch:
         return cls(windows, tokens_WxM, positions_WxN, lengths_W)
 
 
+@partial(jax.jit, static_argnums=(0, 1))
 def _read_windows(
     graphdef: nnx.GraphDef,
     aligned: bool,
@@ -191,14 +197,18 @@ def evaluate(
     reader = WindowReader(loaded.tokenizer, window, config.max_tokens)
     started = time.perf_counter()
     windows = reader.windows(_pieces(loaded, config))
-    while batch := list(islice(windows, config.batch_size)):
+    size = config.batch_size
+    while batch := list(islice(windows, size)):
+        if not plain.started and len(batch[0]) < window:
+            # It is all there is, and its end the only place to look at the memory: nothing may be filled up.
+            size, window = 1, len(batch[0])
         for reading in readings:
-            reading.add(_Batch.of(batch, config.batch_size, window))
+            reading.add(_Batch.of(batch, size, window))
         scored = plain.scores.all
         if progress is not None and scored.tokens:
             progress(scored.tokens, scored.loss / scored.tokens)
     for reading in readings:
-        reading.flush()
+        reading.finish()
     if not plain.scores.all.tokens:
         raise UserError(f"the text has {reader.counts.tokens} token(s), and 2 are needed to score one: give more text")
     counts, word_level = reader.counts, loaded.tokenizer.name == "words"
@@ -226,7 +236,7 @@ def _readings(loaded: LoadedModel, config: EvaluationConfig, window: int) -> lis
     aligned = interval > 0 and window % interval == 0
 
     def program(variant: ModelConfig) -> Callable[..., Any]:
-        return partial(jax.jit(partial(_read_windows, loaded.graphdef(variant), aligned)), loaded.params)
+        return partial(_read_windows, loaded.graphdef(variant), aligned, loaded.params)
 
     state = init_state(model, 1)
     plain = program(model)

@@ -81,8 +81,8 @@ def load_model(workdir: Path, checkpoint: str = BEST) -> LoadedModel:
         if model_config.bk_mode != "causal":
             raise UserError(f"the model of {workdir} is an encoder that sees the future: it cannot predict text")
         like = nnx.split(_abstract_model(config, model_config, None))[1]
-        # Orbax pins arrays to their device. Programs would be compiled once for states that are not pinned, as fresh ones
-        # are, and again for those they return.
+        # Orbax pins arrays to their device. Programs would be compiled once for states that are not pinned, as fresh
+        # ones are, and again for those they return.
         params = jax.tree.map(lambda x: jnp.asarray(np.asarray(x)), checkpoints.restore_params(step, like))
         return LoadedModel(config, model_config, params, tokenizer, workdir.absolute(), step)
     finally:

@@ -66,7 +66,8 @@ def load_state(path: Path, loaded: LoadedModel) -> TextState:
       UserError: no such file, not a state, a damaged one, or one of another model.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # numpy leaves a file that it opened itself and cannot read to the garbage collector.
+        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
             header = json.loads(str(file[_HEADER]))
             if header["format"] != FORMAT:
                 raise ValueError(f"format {header['format']!r}")

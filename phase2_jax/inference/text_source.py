@@ -62,8 +62,10 @@ def decode_stream(stream: BinaryIO, name: str) -> Iterator[str]:
 
 def split_documents(texts: Iterable[str], format: str, separator: str) -> Iterator[Iterator[str]]:
     """Documents of one file that comes in strings; the same as `data.documents.split_text` finds in the whole."""
-    texts = iter(texts)
+    texts = filter(None, texts)
     head = next(texts, "")
+    if not head:
+        return
     texts = chain([head], texts)
     if separator:
         marked = _mark_separators(texts, separator)

@@ -1,0 +1,90 @@
+"""Which model is read, and what is said when there is none."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from phase2_jax.data.tokenizers import WordTokenizer
+from phase2_jax.errors import UserError
+from phase2_jax.inference.loading import load_model
+from phase2_jax.training.checkpoints import BEST, CHECKPOINTS
+
+
+@pytest.fixture
+def run(workdir, tmp_path):
+    """A run that a test may break."""
+    return shutil.copytree(workdir, tmp_path / "run")
+
+
+def files(folder):
+    return sorted((path.relative_to(folder), path.stat().st_mtime_ns) for path in folder.rglob("*"))
+
+
+def test_checkpoints_by_name(workdir):
+    before = files(workdir)
+    assert [load_model(workdir, name).step for name in ("best", "latest", "2", "3")] == [2, 3, 2, 3]
+    assert files(workdir) == before
+
+
+def test_the_fingerprint_is_that_of_the_numbers(workdir, write_run, loaded, tmp_path):
+    assert loaded.fingerprint() == load_model(workdir, "latest").fingerprint()
+    other = load_model(write_run(tmp_path / "other", seed=1))
+    assert loaded.fingerprint() != other.fingerprint()
+    leaves = zip(jax.tree.leaves(loaded.params), jax.tree.leaves(other.params), strict=True)
+    assert any(not np.array_equal(a, b) for a, b in leaves)
+
+
+@pytest.mark.parametrize("name", ["4", "worst", "-1", "²", ""])
+def test_a_checkpoint_that_is_not_there(workdir, name):
+    with pytest.raises(UserError, match="use best, latest or one of 2, 3"):
+        load_model(workdir, name)
+
+
+def test_a_run_without_checkpoints(run):
+    shutil.rmtree(run / BEST)
+    with pytest.raises(UserError, match="no best checkpoint yet"):
+        load_model(run)
+    assert load_model(run, "latest").step == 3
+    shutil.rmtree(run / CHECKPOINTS)
+    with pytest.raises(UserError, match="no checkpoint yet"):
+        load_model(run)
+
+
+def test_folders_that_are_no_run(tmp_path):
+    for path, said in ((tmp_path / "absent", "does not exist"), (tmp_path, "holds no run")):
+        with pytest.raises(UserError, match=said):
+            load_model(path)
+    for content in ("{", "[]", '{"config": 3}'):
+        (tmp_path / "config.json").write_text(content)
+        with pytest.raises(UserError, match="no configuration of a run"):
+            load_model(tmp_path)
+
+
+def test_a_damaged_checkpoint(run):
+    for file in (run / BEST / "2" / "model").rglob("*"):
+        if file.is_file():
+            file.write_bytes(file.read_bytes()[:10])
+    with pytest.raises(UserError, match="cannot be read"):
+        load_model(run)
+
+
+@pytest.mark.parametrize("words", ["a b c", " ".join(f"w{n}" for n in range(254))])
+def test_a_tokenizer_of_another_model(run, words):
+    tokenizer = WordTokenizer.train([words])
+    (run / "tokenizer.json").write_text(tokenizer.to_json())
+    with pytest.raises(UserError, match="is not the tokenizer the checkpoint was trained with"):
+        load_model(run)
+    (run / "tokenizer.json").unlink()
+    with pytest.raises(UserError, match="cannot be read"):
+        load_model(run)
+
+
+def test_an_encoder_cannot_predict(run):
+    stored = json.loads((run / "config.json").read_text())
+    stored["config"]["model"] |= {"bk_mode": "bidirectional", "encoder": True}
+    (run / "config.json").write_text(json.dumps(stored))
+    with pytest.raises(UserError, match="sees the future"):
+        load_model(run)
