@@ -9,6 +9,7 @@ import importlib.util
 import statistics
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -50,11 +51,11 @@ def main() -> None:
     filters = make_filters(GenerationConfig())
     keys = jax.random.split(jax.random.key(0), arguments.rows)
 
-    def write(place, first: int, count: int):
+    def write(place: tuple[Any, jax.Array, jax.Array], first: int, count: int):
         """The place after `count` more tokens, and seconds a token."""
         started = time.perf_counter()
-        *place, _ = jax.block_until_ready(decoder.write(*place, keys, first, count, filters))
-        return place, (time.perf_counter() - started) / max(count, 1)
+        rows, logits, seen, _ = jax.block_until_ready(decoder.write(*place, keys, first, count, filters))
+        return (rows, logits, seen), (time.perf_counter() - started) / max(count, 1)
 
     start = (*decoder.start(), jnp.zeros((ByteTokenizer.vocab_size,), bool))
     place = jax.tree.map(lambda leaf: jnp.repeat(leaf[None], arguments.rows, axis=0), start)

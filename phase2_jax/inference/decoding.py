@@ -4,6 +4,7 @@ Every stream of text (row) has a state of its own, with its own position: what h
 other rows are written beside it.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -35,9 +36,9 @@ class Decoder:
         # For one token the plain law is the shortest program. Writing is the program that has to be fast; the one that
         # reads a few tokens has to be compiled fast.
         one = loaded.graphdef(implementation="naive")
-        self._feed = partial(_feed, one, self.params)
-        self._write = partial(_write, one, self.params)
-        self._chunk = partial(_read_chunk, loaded.graphdef(), self.params)
+        self._feed: Callable[..., Any] = partial(_feed, one, self.params)
+        self._write: Callable[..., Any] = partial(_write, one, self.params)
+        self._chunk: Callable[..., Any] = partial(_read_chunk, loaded.graphdef(), self.params)
 
     def start(self) -> tuple[ModelState, jax.Array]:
         """State before any text (B = 1) and logits that nothing has been said about."""

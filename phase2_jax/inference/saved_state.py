@@ -5,6 +5,7 @@ import os
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -47,11 +48,12 @@ def save_state(state: TextState, loaded: LoadedModel, path: Path) -> None:
       UserError: the file cannot be written.
     """
     header = {"format": FORMAT, "model": loaded.fingerprint(), "step": loaded.step, "context": list(state.context)}
-    arrays = {name: np.asarray(leaf) for name, leaf in _named_leaves(state.memory).items()}
+    arrays: dict[str, Any] = {name: np.asarray(leaf) for name, leaf in _named_leaves(state.memory).items()}
+    arrays |= {_HEADER: np.array(json.dumps(header)), _LOGITS: np.asarray(state.logits_V)}
     temporary = path.with_name(path.name + ".tmp")
     try:
         with temporary.open("wb") as file:
-            np.savez(file, **{_HEADER: np.array(json.dumps(header)), _LOGITS: np.asarray(state.logits_V)}, **arrays)
+            np.savez(file, **arrays)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

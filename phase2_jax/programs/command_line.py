@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from absl import flags
 from absl import logging as absl_logging
@@ -21,20 +22,22 @@ def model_flags() -> flags.FlagValues:
     return values
 
 
-def run(values: flags.FlagValues, usage: str, program: Callable[[flags.FlagValues], None]) -> None:
-    """Parse `sys.argv` and run `program`. Exits with 0, 2 (user error, one line), 130 (Ctrl-C), or 1 with a traceback
-    (internal error).
+def run(values: flags.FlagValues, usage: str, program: Callable[[dict[str, Any]], None]) -> None:
+    """Parse `sys.argv` and run `program` on the flags' values by name.
+
+    Exits with 0, 2 (user error, one line), 130 (Ctrl-C), or 1 with a traceback (internal error).
     """
     # orbax warns that it will not write to a folder it was told only to read.
     absl_logging.set_verbosity(absl_logging.ERROR)
     try:
         _parse(values, sys.argv)
-        if values["help"].value:
+        chosen = {name: values[name].value for name in values}
+        if chosen["help"]:
             print(f"{usage}\n\n{values.get_help()}")
             return
-        if not values["workdir"].value:
+        if not chosen["workdir"]:
             raise UserError("--workdir is missing: give the folder of a run, for example --workdir=runs/tiny")
-        program(values)
+        program(chosen)
     except UserError as error:
         _fail(str(error), USAGE_STATUS)
     except KeyboardInterrupt:

@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 
@@ -48,16 +49,14 @@ def _flags() -> flags.FlagValues:
     return values
 
 
-def _run(values: flags.FlagValues) -> None:
-    chosen = {name: values[name].value for name in ("data", "format", "document_separator", "batch_size", "max_tokens")}
-    config = EvaluationConfig(
-        **chosen, memory_off=values["memory_off"].value, wipe_every=tuple(values["wipe_every"].value)
-    )
+def _run(chosen: dict[str, Any]) -> None:
+    fields = ("data", "format", "document_separator", "batch_size", "max_tokens", "memory_off")
+    config = EvaluationConfig(**{name: chosen[name] for name in fields}, wipe_every=tuple(chosen["wipe_every"]))
     config.validate()
-    loaded = load_model(Path(values["workdir"].value), values["checkpoint"].value)
+    loaded = load_model(Path(chosen["workdir"]), chosen["checkpoint"])
     result = evaluate(loaded, config, progress=_progress_lines())
     result["peak_rss_mb"] = _peak_rss_mb()
-    print(dumps(result) if values["json"].value else table(result))
+    print(dumps(result) if chosen["json"] else table(result))
 
 
 def _progress_lines() -> Callable[[int, float], None]:

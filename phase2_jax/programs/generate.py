@@ -4,12 +4,13 @@ import io
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from absl import flags
 
 from phase2_jax.errors import UserError
-from phase2_jax.inference.generator import Generator, Piece
+from phase2_jax.inference.generator import End, Generator, Piece
 from phase2_jax.inference.loading import load_model
 from phase2_jax.inference.sampling import GenerationConfig
 from phase2_jax.inference.text_source import decode_stream
@@ -46,21 +47,20 @@ def _flags() -> flags.FlagValues:
     return values
 
 
-def _run(values: flags.FlagValues) -> None:
-    get = lambda name: values[name].value  # noqa: E731
-    seed = int(np.random.SeedSequence().generate_state(1)[0] >> 1) if get("seed") is None else get("seed")
+def _run(chosen: dict[str, Any]) -> None:
+    seed = int(np.random.SeedSequence().generate_state(1)[0] >> 1) if chosen["seed"] is None else chosen["seed"]
     names = ("max_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty")
-    config = GenerationConfig(**{name: get(name) for name in names}, seed=seed, stop=tuple(get("stop")))
+    config = GenerationConfig(**{name: chosen[name] for name in names}, seed=seed, stop=tuple(chosen["stop"]))
     config.validate()
-    prompts = _prompts(get("prompt"), has_state=bool(get("load_state")))
-    if get("save_state") and len(prompts) > 1:
+    prompts = _prompts(chosen["prompt"], has_state=bool(chosen["load_state"]))
+    if chosen["save_state"] and len(prompts) > 1:
         raise UserError("--save_state keeps one memory: give a single --prompt with it")
-    generator = Generator(load_model(Path(get("workdir")), get("checkpoint")))
-    state = generator.load_state(get("load_state")) if get("load_state") else None
+    generator = Generator(load_model(Path(chosen["workdir"]), chosen["checkpoint"]))
+    state = generator.load_state(chosen["load_state"]) if chosen["load_state"] else None
     pieces = generator.stream(prompts, config, state=state)
-    ends = _print_texts(pieces, prompts, echo=get("echo"))
-    if get("save_state"):
-        generator.save_state(ends[0].state, get("save_state"))
+    ends = _print_texts(pieces, prompts, echo=chosen["echo"])
+    if chosen["save_state"]:
+        generator.save_state(ends[0].state, chosen["save_state"])
     timing = generator.timing
     print(
         f"{timing.tokens:,} tokens in {timing.writing:.2f} s, {timing.tokens_per_second:,.0f} tokens/s "
@@ -83,26 +83,27 @@ def _prompts(given: list[str], *, has_state: bool) -> list[str | Iterable[str]]:
     return [stdin() if prompt == _STDIN else prompt for prompt in given or [_STDIN]]
 
 
-def _print_texts(pieces: Iterator[Piece], prompts: list[str | Iterable[str]], *, echo: bool) -> list:
+def _print_texts(pieces: Iterator[Piece], prompts: list[str | Iterable[str]], *, echo: bool) -> list[End]:
     """Prints the first unfinished text as it is written and the others when their turn comes; returns all ends."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
     waiting: list[list[str]] = [[] for _ in prompts]
-    ends: list = [None] * len(prompts)
+    ends: dict[int, End] = {}
     turn = 0
     _print_head(prompts, 0, echo)
     for piece in pieces:
         waiting[piece.row].append(piece.text)
-        ends[piece.row] = piece.end or ends[piece.row]
+        if piece.end is not None:
+            ends[piece.row] = piece.end
         while turn < len(prompts):
             print("".join(waiting[turn]), end="", flush=True)
             waiting[turn] = []
-            if ends[turn] is None:
+            if turn not in ends:
                 break
             print(flush=True)
             turn += 1
             _print_head(prompts, turn, echo)
-    return ends
+    return [ends[row] for row in range(len(prompts))]
 
 
 def _print_head(prompts: list[str | Iterable[str]], index: int, echo: bool) -> None:

@@ -1,6 +1,7 @@
 """Reading and writing token by token is the same function as the parallel forward pass."""
 
 from dataclasses import replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from phase2_jax.model.language_model import LanguageModel
 
 # Logits are of order 1 and float32; the two programs sum in another order, and errors of 1e-6 grow a little through the
 # layers and the memory.
-CLOSE = {"atol": 5e-5, "rtol": 5e-5}
+CLOSE: dict[str, Any] = {"atol": 5e-5, "rtol": 5e-5}
 GREEDY = make_filters(GenerationConfig(temperature=0))
 SAMPLED = make_filters(GenerationConfig(temperature=1))
 
@@ -49,7 +50,7 @@ def assert_same_state(a, b):
         np.testing.assert_allclose(x, y, err_msg=jax.tree_util.keystr(path), **CLOSE)
 
 
-def test_reading_equals_the_parallel_forward_pass(decoder, loaded, tokens, forward):
+def test_reading_equals_the_parallel_forward_pass(decoder: Decoder, loaded, tokens, forward):
     logits_NxV, state = forward(loaded, tokens)
     # 7: only single steps; 16: only a chunk; 45: chunks and steps.
     for length in (1, 7, 8, 16, 45):
@@ -58,7 +59,7 @@ def test_reading_equals_the_parallel_forward_pass(decoder, loaded, tokens, forwa
     assert_same_state(mine, state)
 
 
-def test_reading_on_from_any_place(decoder, tokens):
+def test_reading_on_from_any_place(decoder: Decoder, tokens):
     whole, logits_V = decoder.read(*decoder.start(), tokens)
     for cut in (3, 13, 20):
         part = decoder.read(*decoder.start(), tokens[:cut])
@@ -67,7 +68,7 @@ def test_reading_on_from_any_place(decoder, tokens):
         assert_same_state(state, whole)
 
 
-def test_writing_equals_the_parallel_forward_pass(decoder, loaded, tokens, forward):
+def test_writing_equals_the_parallel_forward_pass(decoder: Decoder, loaded, tokens, forward):
     prompt = tokens[:11]
     state, logits_V, written = write(decoder, *decoder.read(*decoder.start(), prompt), 34)
     logits_NxV, same = forward(loaded, np.concatenate([prompt, written]))
@@ -101,7 +102,7 @@ def test_every_architecture_reads_alike(loaded, tokens, forward, change):
 
 
 @pytest.mark.slow
-def test_rows_do_not_notice_each_other(decoder, tokens):
+def test_rows_do_not_notice_each_other(decoder: Decoder, tokens):
     """Rows of different lengths consolidate at different tokens."""
     starts = [decoder.read(*decoder.start(), tokens[:length]) for length in (5, 11, 16)]
     keys = jax.random.split(jax.random.key(3), 3)
@@ -118,7 +119,7 @@ def test_rows_do_not_notice_each_other(decoder, tokens):
         assert_same_state(mine, jax.tree.map(lambda leaf: leaf[0], alone))
 
 
-def test_the_cutting_into_calls_changes_nothing(decoder, tokens):
+def test_the_cutting_into_calls_changes_nothing(decoder: Decoder, tokens):
     start = decoder.read(*decoder.start(), tokens[:9])
     state, logits_V, at_once = write(decoder, *start, 12, SAMPLED)
     part, part_V, first = write(decoder, *start, 5, SAMPLED)
@@ -128,12 +129,13 @@ def test_the_cutting_into_calls_changes_nothing(decoder, tokens):
     jax.tree.map(np.testing.assert_array_equal, state, same)
 
 
-def test_nothing_is_compiled_again_as_the_text_grows(decoder, tokens):
-    sizes = lambda: [program._cache_size() for program in (decoding._write, decoding._feed, decoding._read_chunk)]  # noqa: E731
+def test_nothing_is_compiled_again_as_the_text_grows(decoder: Decoder, tokens):
+    programs: tuple[Any, ...] = (decoding._write, decoding._feed, decoding._read_chunk)
+    sizes = lambda: [program._cache_size() for program in programs]  # noqa: E731
     state, logits_V = decoder.read(*decoder.start(), tokens)
     write(decoder, state, logits_V, 1, SAMPLED)
-    programs = sizes()
+    before = sizes()
     for count in (2, 64, 3):
         state, logits_V, _ = write(decoder, state, logits_V, count, SAMPLED)
         state, logits_V = decoder.read(state, logits_V, tokens)
-    assert sizes() == programs
+    assert sizes() == before

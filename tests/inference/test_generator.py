@@ -1,5 +1,7 @@
 """Continuing texts: seeds, stops, batches, and a memory that is kept."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -11,7 +13,7 @@ GREEDY = GenerationConfig(max_tokens=20, temperature=0)
 # Bytes of an untrained model are rarely text; what is drawn hardly matters here.
 SAMPLED = GenerationConfig(max_tokens=20, temperature=1.0, seed=7)
 # Two programs, or two cuttings of a text, differ by float32 rounding in logits of order 1.
-CLOSE = {"atol": 5e-5, "rtol": 5e-5}
+CLOSE: dict[str, Any] = {"atol": 5e-5, "rtol": 5e-5}
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,7 @@
 """Filters against plain definitions, draws against their distribution."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,14 +12,14 @@ from hypothesis import strategies as st
 from phase2_jax.errors import UserError
 from phase2_jax.inference.sampling import Filters, GenerationConfig, choose_token, filter_logits, make_filters
 
-LOGITS = np.array([2.0, 0.5, -1.0, 1.0, 0.0], np.float32)
-NOTHING_SEEN = np.zeros(5, bool)
+LOGITS = jnp.array([2.0, 0.5, -1.0, 1.0, 0.0])
+NOTHING_SEEN = jnp.zeros(5, bool)
 
 _compiled = jax.jit(filter_logits)
 
 
-def allowed(logits=LOGITS, seen=NOTHING_SEEN, **options) -> list[int]:
-    config = GenerationConfig(**{"temperature": 1.0} | options)
+def allowed(logits=LOGITS, seen=NOTHING_SEEN, **options: Any) -> list[int]:
+    config = GenerationConfig(**{"temperature": 1.0, **options})
     return np.flatnonzero(np.isfinite(_compiled(logits, seen, make_filters(config)))).tolist()
 
 
@@ -38,7 +40,7 @@ def test_each_filter_leaves_what_it_says():
 
 
 def test_the_repetition_penalty_lowers_what_was_seen():
-    seen = np.array([True, False, True, False, True])
+    seen = jnp.array([True, False, True, False, True])
     result = filter_logits(LOGITS, seen, make_filters(GenerationConfig(temperature=1, repetition_penalty=2)))
     np.testing.assert_array_equal(result, np.array([1.0, 0.5, -2.0, 1.0, 0.0], np.float32))
 

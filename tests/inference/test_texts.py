@@ -35,7 +35,7 @@ LENGTHS = st.lists(st.integers(1, 9), min_size=1, max_size=4)
 @given(st.text(), st.integers(0, 20))
 def test_a_stream_of_bytes_gives_the_text(text, context):
     raw = BYTES.encode(text)
-    stream = TextStream(BYTES, BYTES.encode("é" * 9)[: 2 * context])
+    stream = TextStream(BYTES, BYTES.encode("é" * 9)[: 2 * context].tolist())
     assert "".join([stream.push(token) for token in raw.tolist()] + [stream.flush()]) == text
 
 
