@@ -161,7 +161,8 @@ class Generator:
         keys = jax.vmap(lambda row: jax.random.fold_in(jax.random.key(seed), row))(jnp.arange(len(starts)))
         filters = make_filters(config)
         started = time.perf_counter()
-        jax.block_until_ready(self._decoder.write(rows, logits, seen, keys, 0, 0, filters))
+        if config.max_tokens:
+            jax.block_until_ready(self._decoder.write(rows, logits, seen, keys, 0, 0, filters))
         self.timing.compiling += time.perf_counter() - started
 
         written, count = 0, 1

@@ -81,12 +81,16 @@ def test_writing_equals_the_parallel_forward_pass(decoder: Decoder, loaded, toke
 @pytest.mark.parametrize(
     "change",
     [
-        {"consolidation": ConsolidationConfig(1)},
-        {"consolidation": ConsolidationConfig(0)},
+        {
+            "consolidation": ConsolidationConfig(1),
+            "position_embedding": "zeta",
+            "tie_embeddings": True,
+            "conv_width": 1,
+        },
+        {"consolidation": ConsolidationConfig(0), "shared_potential": True},
         {"memory": False},
-        {"position_embedding": "zeta", "tie_embeddings": True, "conv_width": 1, "shared_potential": True},
     ],
-    ids=["every token", "no consolidation", "no memory", "other switches"],
+    ids=["every token", "no consolidation", "no memory"],
 )
 def test_every_architecture_reads_alike(loaded, tokens, forward, change):
     config = replace(loaded.model_config, **change)

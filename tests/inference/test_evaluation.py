@@ -10,14 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from phase2_jax.data.corpora import TokenStream
-from phase2_jax.data.tokenizers import ByteTokenizer, WordTokenizer
+from phase2_jax.data.tokenizers import ByteTokenizer
 from phase2_jax.errors import UserError
 from phase2_jax.inference.evaluation import EvaluationConfig, evaluate
 from phase2_jax.inference.evaluation_table import table
-from phase2_jax.inference.loading import load_model
+from phase2_jax.inference.scores import Scores
 from phase2_jax.inference.text_pieces import EncodedPiece
-from phase2_jax.inference.windows import WindowReader, pieces_of_stream
+from phase2_jax.inference.windows import TextCounts, WindowReader, pieces_of_stream
 from phase2_jax.training.json_files import dumps
+from phase2_jax.training.records import PER_LAYER_KEYS
 
 DOCUMENTS = ("the first one|", "and the second, which is longer and has é|", "x|")
 TEXT = "".join(DOCUMENTS)
@@ -158,17 +159,18 @@ def test_the_runs_own_validation_text(loaded):
     assert (found["tokens"], found["bytes"], found["data"]) == (300, 301, "validation text of the run")
 
 
-@pytest.mark.slow
-def test_words_have_their_own_perplexity(write_run, tmp_path):
-    text = "a bb a\nccc a dd\n"
-    run = write_run(tmp_path / "run", tokenizer=WordTokenizer.train([text]))
-    file = tmp_path / "text.txt"
-    file.write_text(text)
-    found = evaluate(load_model(run), EvaluationConfig(str(file)))
-    assert found["word_perplexity"] == found["perplexity"]
-    assert found["tokens"] == 7
-    file.write_text("a bb unknown\n")
-    assert evaluate(load_model(run), EvaluationConfig(str(file)))["bits_per_byte"] is None
+def test_words_have_their_own_perplexity():
+    layers = dict.fromkeys(PER_LAYER_KEYS, np.ones(2))
+    scores = Scores()
+    scores.add(np.ones(5), np.ones(5, bool), np.arange(5), np.zeros(5, bool), layers, whole=True)
+    counts = TextCounts(tokens=6, num_bytes=11, num_words=4, first_bytes=1)
+    result = scores.result(counts, word_level=False)
+    assert result["word_perplexity"] == pytest.approx(np.exp(5 / 4))
+    assert result["bits_per_byte"] == pytest.approx(5 / 10 / np.log(2))
+    assert scores.result(counts, word_level=True)["word_perplexity"] == result["perplexity"] == pytest.approx(np.e)
+    counts.lossless = False
+    lossy = scores.result(counts, word_level=False)
+    assert (lossy["word_perplexity"], lossy["bits_per_byte"]) == (None, None)
 
 
 @pytest.mark.parametrize(
