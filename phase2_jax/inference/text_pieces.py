@@ -34,8 +34,8 @@ def encode_pieces(
 ) -> Iterator[EncodedPiece]:
     """Tokens of one document that comes as strings of any size.
 
-    Pieces end where a line does and the next begins with something to see, where common tokenizers cut anyway; a text
-    without such places is cut at white space, or, when there is none in a long while, anywhere.
+    Pieces end at a line break, or else a space, between two visible characters, where common tokenizers cut anyway;
+    when there is none in a long while, anywhere.
 
     Args:
       texts: joined they are the document.
@@ -79,9 +79,11 @@ def _cut_pieces(texts: Iterable[str], piece_characters: int) -> Iterator[str]:
 
 def _place_to_cut(text: str, *, force: bool) -> int:
     """The last good place, 0 if there is none."""
-    end = len(text) - 1
-    while (end := text.rfind("\n", 0, end)) >= 0:
-        if not text[end + 1].isspace():
-            return end + 1
-    space = next((index for index in range(len(text) - 1, 0, -1) if text[index].isspace()), 0) if force else 0
-    return space or (len(text) if force else 0)
+    # Punctuation may be one token with a line break after it, a space with the word after it: the first is cut behind,
+    # the second before. Several white spaces together are split differently at the end of a text.
+    for space, offset in (("\n", 1), (" ", 0)):
+        end = len(text) - 1
+        while (end := text.rfind(space, 1, end)) >= 0:
+            if not text[end - 1].isspace() and not text[end + 1].isspace():
+                return end + offset
+    return len(text) if force else 0

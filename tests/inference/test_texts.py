@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from phase2_jax.data.documents import split_text
-from phase2_jax.data.tokenizers import ByteTokenizer, WordTokenizer
+from phase2_jax.data.tokenizers import ByteTokenizer, HuggingFaceTokenizer, WordTokenizer
 from phase2_jax.errors import UserError
 from phase2_jax.inference.text_pieces import encode_pieces
 from phase2_jax.inference.text_source import decode_stream, read_documents, split_documents
@@ -171,3 +171,25 @@ def test_characters_may_be_cut_by_the_reading(tmp_path, monkeypatch):
     file.write_text("aé€b", encoding="utf-8")
     with file.open("rb") as stream:
         assert "".join(decode_stream(stream, "text")) == "aé€b"
+
+
+def test_pieces_have_the_tokens_of_a_byte_level_tokenizer(tmp_path):
+    tokenizers = pytest.importorskip("tokenizers")
+    lines = [("  " * (n % 3)) + f"Line {n}, café “{n % 7}”.\n" + "\n\n" * (n % 2) for n in range(60)]
+    text = "".join(lines) + "日本 😀"
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    trainer = tokenizers.trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator([text], trainer)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    mine = HuggingFaceTokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    pieces = list(encode_pieces(cut(text, [7, 100]), mine, 50))
+    assert len(pieces) > 10
+    assert all(piece.lossless for piece in pieces)
+    tokens = np.concatenate([piece.tokens for piece in pieces])
+    np.testing.assert_array_equal(tokens, mine.encode(text))
+    stream = TextStream(mine, tokens[:5].tolist())
+    rest = "".join([stream.push(token) for token in tokens[5:].tolist()] + [stream.flush()])
+    assert mine.decode(tokens[:5]) + rest == text
