@@ -37,7 +37,7 @@ class Decoder:
         # reads a few tokens has to be compiled fast.
         one = loaded.graphdef(implementation="naive")
         self._feed: Callable[..., Any] = partial(_feed, one, self.params)
-        self._write: Callable[..., Any] = partial(_write, one, self.params)
+        self._write: Callable[..., Any] = partial(_write, one, loaded.tokenizer.vocab_size, self.params)
         self._chunk: Callable[..., Any] = partial(_read_chunk, loaded.graphdef(), self.params)
 
     def start(self) -> tuple[ModelState, jax.Array]:
@@ -134,9 +134,10 @@ def _feed(
     return jax.tree.map(lambda x: x[0], rows), logits_1xV[0]
 
 
-@partial(jax.jit, static_argnums=0)
+@partial(jax.jit, static_argnums=(0, 1))
 def _write(
     graphdef: nnx.GraphDef,
+    num_known: int,
     params: Any,
     rows: ModelState,
     logits_RxV: jax.Array,
@@ -152,7 +153,8 @@ def _write(
     def body(i, carry):
         rows, logits_RxV, seen_RxV, tokens_TxR = carry
         keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys_R, first + i)
-        tokens_R = choose(logits_RxV, seen_RxV, keys)
+        # The embedding may have more rows than the tokenizer has tokens.
+        tokens_R = choose(logits_RxV[:, :num_known], seen_RxV[:, :num_known], keys)
         seen_RxV = seen_RxV.at[jnp.arange(num_rows), tokens_R].set(True)
         rows, logits_RxV = _step(graphdef, params, rows, tokens_R, unroll=True)
         return rows, logits_RxV, seen_RxV, tokens_TxR.at[i].set(tokens_R)

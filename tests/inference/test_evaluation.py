@@ -160,7 +160,7 @@ def test_the_runs_own_validation_text(loaded):
 
 
 def test_words_have_their_own_perplexity():
-    layers = dict.fromkeys(PER_LAYER_KEYS, np.ones(2))
+    layers: dict[str, Any] = dict.fromkeys(PER_LAYER_KEYS, np.ones(2))
     scores = Scores()
     scores.add(np.ones(5), np.ones(5, bool), np.arange(5), np.zeros(5, bool), layers, whole=True)
     counts = TextCounts(tokens=6, num_bytes=11, num_words=4, first_bytes=1)

@@ -121,6 +121,13 @@ def test_words_continue_with_a_space(word_generator):
         word_generator.generate("  ", GREEDY)
 
 
+@pytest.mark.slow
+def test_only_tokens_that_the_tokenizer_knows(write_run, model_config, tmp_path):
+    generator = Generator(load_model(write_run(tmp_path / "run", model=replace(model_config, vocab_size=512))))
+    # Every second draw would be unknown.
+    assert generator.generate("abc", GenerationConfig(40, temperature=1e6, seed=0)).end.num_tokens == 40
+
+
 def test_nothing_to_continue(generator):
     for prompts in ([], [""], [iter([])]):
         with pytest.raises(UserError, match="prompt"):
