@@ -19,6 +19,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[re
 from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
 
 from phase2_jax.training import json_files
+from phase2_jax.training.event_files import truncate_after
 from phase2_jax.training.heatmap_image import gamma_heatmap_image
 from phase2_jax.training.logger_base import Logger
 from phase2_jax.training.records import Record, batch_tags, epoch_tags
@@ -45,12 +46,13 @@ class TensorBoardLogger(Logger):
     def on_start(self, run_info: dict[str, Any]) -> None:
         start_step = run_info.get("start_step", 0)
         self._logdir.mkdir(parents=True, exist_ok=True)
+        # A killed session may have logged steps that its checkpoint does not hold.
+        truncate_after(self._logdir, start_step)
         # Files are read in the order of their names, and sessions within one second differ in the suffix only.
         suffix = f".{start_step:010d}.{os.getpid()}"
         self._events = EventsWriter(str(self._logdir / "events"), filename_suffix=suffix)
-        # A killed session may have logged steps that its checkpoint does not hold: where a later session starts,
-        # readers drop what lies at its step or beyond. TensorBoard's server takes the first start it meets for the
-        # run's own, so the first session has one, too.
+        # A server that is already running has read the old files: where a later session starts, it drops what lies at
+        # its step or beyond. It takes the first start it meets for the run's own, so the first session has one, too.
         start = Event(wall_time=time.time(), step=start_step + 1, session_log=SessionLog(status=SessionLog.START))
         self._events.write_event(start)
         self._write(summary.custom_scalars(_layout()), start_step)

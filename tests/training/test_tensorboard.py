@@ -11,6 +11,7 @@ from tensorboard.backend.event_processing import plugin_event_accumulator
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
 
+from phase2_jax.training.event_files import truncate_after
 from phase2_jax.training.heatmap_image import gamma_heatmap_image
 from phase2_jax.training.logger_base import Logger
 from phase2_jax.training.records import Record, batch_tags, epoch_tags
@@ -109,6 +110,22 @@ def test_resume_leaves_no_doubled_and_no_orphan_points(tmp_path: Path, log_steps
     assert [event.step for event in events.Images("gamma_heatmap")] == [10]
     for tag in ("val/loss", "gamma_histogram/layer_0", "gamma_heatmap"):
         assert [event.step for event in server.Tensors(tag)] == [10]
+
+
+def test_events_beyond_the_checkpoint_are_gone_from_the_files(tmp_path: Path, log_steps: LogSteps) -> None:
+    killed = TensorBoardLogger(tmp_path, every=1)
+    killed.on_start({})
+    log_steps(killed, 1, 24)
+    killed.close()
+    (path,) = tmp_path.iterdir()
+    path.write_bytes(path.read_bytes() + b"half a record")
+    truncate_after(tmp_path, 12)
+    assert list(tmp_path.iterdir()) == [path]
+    content = path.read_bytes()
+    assert points(read(tmp_path), "batch/loss")[-1][0] == 12
+    assert [step for step, _ in points(read(tmp_path), "val/loss")] == [10]
+    truncate_after(tmp_path, 12)
+    assert path.read_bytes() == content
 
 
 def test_checkpoint_brings_the_curves_so_far_to_disk(tmp_path: Path, log_steps: LogSteps) -> None:

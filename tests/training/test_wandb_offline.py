@@ -1,6 +1,6 @@
 """Weights & Biases in its offline mode: the real package writes what a later `wandb sync` would send."""
 
-import importlib
+import importlib.util
 import json
 import logging
 import struct
