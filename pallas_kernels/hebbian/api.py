@@ -2,15 +2,60 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 import jax
 import jax.numpy as jnp
 
 from pallas_kernels import registry
-from pallas_kernels.hebbian import chunked, naive
+from pallas_kernels.hebbian import chunked, naive, sweep
 
-# Fastest first. A GPU kernel is one more entry, with a why_not that knows its devices, shapes and dtypes.
+
+def _why_not_mosaic(problem: registry.Problem) -> str | None:
+    """What its kernel was checked with on a device."""
+    device, widths = problem.device, (problem.shapes["q"][-1], problem.shapes["v"][-1])
+    if device.platform != "gpu" or float(getattr(device, "compute_capability", 0)) < 9:
+        return f"it needs an NVIDIA GPU from sm_90, this is {device}"
+    dtypes = {str(jnp.dtype(problem.dtypes[name])) for name in ("q", "k", "v")}
+    if dtypes != {"bfloat16"}:
+        return f"it takes bfloat16 q, k and v, got {', '.join(sorted(dtypes))}"
+    if not set(widths) <= {64, 128}:
+        return f"it takes K and V of 64 or 128, got {widths[0]} and {widths[1]}"
+    return None
+
+
+def _mosaic_scan(*arguments):
+    # Imported on use: it needs jax's GPU plugin.
+    from pallas_kernels.hebbian import mosaic
+
+    return sweep.scan(*arguments, fused=mosaic.FUSED)
+
+
+def _why_not_triton(problem: registry.Problem) -> str | None:
+    device, widths = problem.device, {problem.shapes["q"][-1], problem.shapes["v"][-1]}
+    if device.platform != "gpu" or float(getattr(device, "compute_capability", 0)) < 8:
+        return f"it needs an NVIDIA GPU from sm_80, this is {device}"
+    dtypes = {str(jnp.dtype(problem.dtypes[name])) for name in ("q", "k", "v")}
+    if dtypes not in ({"bfloat16"}, {"float32"}):
+        return f"it takes q, k and v all bfloat16 or all float32, got {', '.join(sorted(dtypes))}"
+    if not widths <= {32, 64, 128} or (dtypes == {"float32"} and max(widths) > 64):
+        return f"it takes K and V of 32, 64 or, in bfloat16, 128, got {sorted(widths)}"
+    if importlib.util.find_spec("jax_triton") is None:
+        return "jax-triton is not installed; the extras cuda12 and cuda13 bring it"
+    return None
+
+
+def _triton_scan(*arguments):
+    from pallas_kernels.hebbian import triton
+
+    return sweep.scan(*arguments, fused=triton.FUSED)
+
+
+# The first that can run a call is the default. The GPU kernels have to be asked for: vmap does not work with them yet.
 IMPLEMENTATIONS: tuple[registry.Implementation, ...] = (
     registry.Implementation("xla", chunked.scan, registry.runs_anywhere),
+    registry.Implementation("mosaic", _mosaic_scan, _why_not_mosaic),
+    registry.Implementation("triton", _triton_scan, _why_not_triton),
     registry.Implementation("naive", naive.scan, registry.runs_anywhere),
 )
 
@@ -81,7 +126,7 @@ def hebbian_scan(
       eta: strength of the write, a float or anything that broadcasts to (B, N, H).
       initial_state: (B, H, K, V), the memory before the first token; None is an empty one.
       reset: (B, N) bool; True wipes the memory just before that token.
-      implementation: "naive", "xla", or None for the fastest that can run the call.
+      implementation: "naive", "xla", "mosaic" (NVIDIA GPUs from sm_90), "triton" (from sm_80), or None for the default.
 
     Returns:
       y (B, N, H, V) in v's dtype, read after the write of the same token, and the final state (B, H, K, V) in float32.

@@ -26,7 +26,7 @@ _QUANTUM = 2.0**-10
 
 
 class Gates(NamedTuple):
-    """sums (2, B, H, M, C): high and low part of the inclusive sums of log2 decays in each chunk. eta (B, H, M, C)."""
+    """sums (B, H, M, 2, C): high and low part of the inclusive sums of log2 decays in each chunk. eta (B, H, M, C)."""
 
     sums: jax.Array
     eta: jax.Array
@@ -45,15 +45,15 @@ def prepare(log_decay_BxNxH: jax.Array, eta_BxNxH: jax.Array, reset_BxN: jax.Arr
         log2_decay = jnp.where(reset_BxN[..., None], _FLOOR, log2_decay)
     steps = _to_chunks(log2_decay)
     high = jnp.ceil(steps / _QUANTUM) * _QUANTUM
-    # A product with ones in full float32: exact for the high parts, and one launch where a cumulative sum takes several.
+    # A product with ones in full float32: exact for the high parts, and one launch, not several.
     ones = jnp.triu(jnp.ones((CHUNK, CHUNK), jnp.float32))
-    sums = jnp.matmul(jnp.stack([high, steps - high]), ones, precision=jax.lax.Precision.HIGHEST)
+    sums = jnp.matmul(jnp.stack([high, steps - high], axis=-2), ones, precision=jax.lax.Precision.HIGHEST)
     return Gates(sums, _to_chunks(eta_BxNxH))
 
 
 def log_wholes(gates: Gates) -> jax.Array:
     """(B, H, M): natural log decay over every chunk."""
-    return (gates.sums[0, ..., -1] + gates.sums[1, ..., -1]) * math.log(2)
+    return jnp.sum(gates.sums[..., -1], axis=-1) * math.log(2)
 
 
 def decay_cotangent(
@@ -62,11 +62,12 @@ def decay_cotangent(
     """Cotangent (B, N, H) of the log decays, from what the backward's sweeps left.
 
     The cotangent at t is the sum over all paths from a write before t to a readout at t or after. inside (B, H, M, C):
-    those that stay in t's chunk. read, stored (B, H, M, C), per token: those from the entering state to its readout, and
-    from its write to the leaving state. anchors (B, H, A): all paths that pass the entry of every ANCHOR-th chunk. The
+    those that stay in t's chunk. read, stored (B, H, M, C), per token: those from the entering state to its readout,
+    and from its write to the leaving state. anchors (B, H, A): all paths that pass the entry of every ANCHOR-th
+    chunk. The
     sums over whole chunks between two anchors follow from what is read and written in them; over longer stretches such
-    differences would cancel, and they say nothing where less of a state survives a chunk than dtype, that of the products
-    in the sweeps, can resolve.
+    differences would cancel, and they say nothing where less of a state survives a chunk than dtype, that of the
+    products in the sweeps, can resolve.
     """
     ones = jnp.ones((CHUNK, CHUNK), jnp.float32)
     precise = jax.lax.Precision.HIGHEST

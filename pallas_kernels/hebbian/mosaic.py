@@ -1,9 +1,13 @@
 """The sweeps of the fused form as a Pallas Mosaic GPU kernel, for NVIDIA GPUs from sm_90.
 
 One warpgroup per program carries a K x (block of values) state in registers through its chunks. Tiles arrive by the
-tensor memory accelerator, some chunks ahead; all products are wgmma with operands in shared memory, the masked scores in
-registers. Several programs share a multiprocessor and hide each other's latencies.
+tensor memory accelerator, some chunks ahead; all products are wgmma with operands in shared memory, the masked scores
+in registers. Several programs share a multiprocessor and hide each other's latencies.
 """
+
+# The references that kernels work on have no types that a checker could follow.
+# pyright: basic, reportArgumentType=false, reportOptionalMemberAccess=false, reportPrivateImportUsage=false
+# pyright: reportCallIssue=false, reportOperatorIssue=false, reportOptionalOperand=false, reportReturnType=false
 
 from __future__ import annotations
 
@@ -19,9 +23,10 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels.hebbian.gates import ANCHOR, CHUNK, Gates
-from pallas_kernels.hebbian.sweep import Kind, Operands, Plan, Swept
+from pallas_kernels.hebbian.sweep import Fused, Kind, Operands, Plan, Swept
 
 _MATRIX = plgpu.Layout.WGMMA
+_OWN_BARRIERS = True
 
 
 class _Sizes(NamedTuple):
@@ -72,19 +77,19 @@ def _scratch_types(kinds: Sequence[Kind], sizes: _Sizes, plan: Plan, dtype) -> _
 
     keys, values, stages = sizes.keys, plan.values, plan.stages
     outputs = any(kind.output for kind in kinds)
-    has_x = any(kind.collect in ("paths", "rows") for kind in kinds)
+    x_rows = max({"paths": CHUNK, "rows": CHUNK, "anchors": keys}.get(kind.collect, 0) for kind in kinds)
     own_pairs = any(kind.collect == "paths" for kind in kinds) and (keys, values) != (CHUNK, CHUNK)
     return _Scratch(
         a=tile(stages, CHUNK, keys) if outputs else None,
         b=tile(stages, CHUNK, keys),
         c=tile(stages, CHUNK, values),
         gates=plgpu.SMEM((stages, 3, CHUNK), jnp.float32),
-        x=tile(CHUNK, values) if has_x else None,
+        x=tile(x_rows, values) if x_rows else None,
         state=tile(keys, values) if outputs else None,
         weighted=tile(CHUNK, values),
         pairs=tile(CHUNK, CHUNK) if own_pairs else None,
-        arrived=plgpu.Barrier(num_arrivals=6 if outputs else 5, num_barriers=stages),
-        x_arrived=plgpu.Barrier(num_arrivals=1) if has_x else None,
+        arrived=plgpu.Barrier(num_arrivals=5 if outputs else 4, num_barriers=stages),
+        x_arrived=plgpu.Barrier(num_arrivals=1) if x_rows else None,
     )
 
 
@@ -110,24 +115,36 @@ def _columns(vector: jax.Array, shape: tuple[int, int]) -> jax.Array:
     return lax.broadcast_in_dim(vector, shape, [1])
 
 
-class _Decays(NamedTuple):
-    """Factors of a chunk: per row what the entering state and a write into the leaving one are worth, and the whole."""
+# Decays inside a chunk down to 2**-100 leave their inverses, and products with them, inside the floats.
+_RANGE = 100.0
 
-    entry: jax.Array
-    leave: jax.Array
+
+class _Decays(NamedTuple):
+    """Factors of a chunk, per row: row what the entering state is worth in the readout, weight that of the values.
+
+    Where the whole decay is within _RANGE (inside), D_ij = row_i / row_j, weight is 1 / row (in order of time, times
+    eta)
+    and decays need no C x C arithmetic: out_i = row_i (sum_j mask_ij (a_i . b_j) weight_j c_j + a_i S), and the next
+    state is whole (S + sum_j weight_j b_j c_j^T). Elsewhere weight is what a write is worth in the leaving state.
+    """
+
+    row: jax.Array
+    weight: jax.Array
     eta: jax.Array
     whole: jax.Array
+    inside: jax.Array
 
 
-def _row_decays(gates_ref, reverse: bool) -> _Decays:
+def _decays(gates_ref, reverse: bool) -> _Decays:
     high, low, eta = (plgpu.load(gates_ref.at[n], (), layout=_MATRIX.reduce(1)) for n in range(3))
     last_high, last_low = gates_ref[0, CHUNK - 1], gates_ref[1, CHUNK - 1]
-    from_entry = jnp.exp2(high + low)
-    to_exit = jnp.exp2((last_high - high) + (last_low - low))
-    whole = jnp.exp2(last_high + last_low)
+    total = last_high + last_low
+    inside = total > -_RANGE
+    shift = jnp.where(inside, total, 0.0)
+    from_entry, to_exit = high + low, (last_high - high) + (last_low - low)
     if reverse:
-        return _Decays(to_exit, from_entry, eta, whole)
-    return _Decays(from_entry, to_exit * eta, eta, whole)
+        return _Decays(jnp.exp2(to_exit), jnp.exp2(from_entry - shift), eta, jnp.exp2(total), inside)
+    return _Decays(jnp.exp2(from_entry), jnp.exp2(to_exit - shift) * eta, eta, jnp.exp2(total), inside)
 
 
 def _masked_scores(scores: jax.Array, gates_ref, reverse: bool) -> jax.Array:
@@ -141,22 +158,18 @@ def _masked_scores(scores: jax.Array, gates_ref, reverse: bool) -> jax.Array:
     scores = scores * jnp.exp2(parts[0] + parts[1])
     if not reverse:
         scores = scores * _columns(plgpu.load(gates_ref.at[2], (), layout=_MATRIX.reduce(0)), square)
+    # Masked after exp2, which overflows on the other side of the diagonal: no gradient passes here.
+    return _masked(scores, reverse)
+
+
+def _masked(scores: jax.Array, reverse: bool) -> jax.Array:
     rows, columns = _positions()
-    # Selected after exp2, which overflows on the other side of the diagonal: no gradient passes here.
     return jnp.where(columns >= rows if reverse else columns <= rows, scores, 0.0)
 
 
 def _positions() -> tuple[jax.Array, jax.Array]:
     square = (CHUNK, CHUNK)
     return tuple(plgpu.broadcasted_iota(jnp.int32, square, axis, layout=_MATRIX) for axis in range(2))  # pyright: ignore[reportReturnType]
-
-
-def _product(a, b, rows: int, columns: int) -> jax.Array:
-    def compute(acc):
-        plgpu.wgmma(acc, a, b)
-        return acc[...]
-
-    return pl.run_scoped(compute, plgpu.ACC((rows, columns), jnp.float32))
 
 
 def _products(pairs, shapes) -> list[jax.Array]:
@@ -189,6 +202,8 @@ def _program(kind: Kind, sizes: _Sizes, plan: Plan, operands: Operands, gates, r
     first = segment * plan.segment
     steps = jnp.minimum(plan.segment, sizes.chunks - first)
     has_x = kind.collect in ("paths", "rows")
+    x_rows = sizes.keys if kind.collect == "anchors" else CHUNK
+    x_tile = scratch.x if scratch.x is None or scratch.x.shape[0] == x_rows else scratch.x.at[pl.ds(0, x_rows)]
     sums, eta = gates
 
     def chunk_of(step):
@@ -201,71 +216,100 @@ def _program(kind: Kind, sizes: _Sizes, plan: Plan, operands: Operands, gates, r
             plgpu.copy_gmem_to_smem(operands.a.at[batch, tokens, head], scratch.a.at[slot], barrier)
         plgpu.copy_gmem_to_smem(operands.b.at[batch, tokens, head], scratch.b.at[slot], barrier)
         plgpu.copy_gmem_to_smem(operands.c.at[batch, tokens, head, columns], scratch.c.at[slot], barrier)
-        for part in range(2):
-            plgpu.copy_gmem_to_smem(sums.at[part, batch, head, chunk], scratch.gates.at[slot, part], barrier)
+        plgpu.copy_gmem_to_smem(sums.at[batch, head, chunk], scratch.gates.at[slot, pl.ds(0, 2)], barrier)
         plgpu.copy_gmem_to_smem(eta.at[batch, head, chunk], scratch.gates.at[slot, 2], barrier)
 
     def fetch_x(step):
-        tokens = pl.ds(chunk_of(step) * CHUNK, CHUNK)
-        plgpu.copy_gmem_to_smem(operands.x.at[batch, tokens, head, columns], scratch.x, scratch.x_arrived)
+        chunk = chunk_of(step)
+        if has_x:
+            source = operands.x.at[batch, pl.ds(chunk * CHUNK, CHUNK), head, columns]
+            plgpu.copy_gmem_to_smem(source, x_tile, scratch.x_arrived)
+        elif kind.collect == "anchors":
+
+            @pl.when(lax.rem(chunk, jnp.int32(ANCHOR)) == 0)
+            def _():
+                source = operands.x.at[batch, head, lax.div(chunk, jnp.int32(ANCHOR)), :, columns]
+                plgpu.copy_gmem_to_smem(source, x_tile, scratch.x_arrived)
 
     for step in range(plan.stages):
         pl.when(step < steps)(functools.partial(fetch, jnp.int32(step)))
-    if has_x:
-        fetch_x(jnp.int32(0))
+    fetch_x(jnp.int32(0))
     tile = (CHUNK, plan.values)
 
-    def read_out(state, decays: _Decays, slot, chunk):
-        """Writes out of a chunk and what is collected on the way; the state after it."""
+    def products(state, decays: _Decays, slot, chunk, inside: bool):
+        """Readout of a chunk, before eta scales it, and the state after it; collects on the way."""
         a, b, c = (ref.at[slot] for ref in (scratch.a, scratch.b, scratch.c))
-        scores, from_state = _products(
-            [(a, b.T), (a, scratch.state)], [(CHUNK, CHUNK), tile]
-        )
-        scores = _masked_scores(scores, scratch.gates.at[slot], kind.reverse)
-        from_state = from_state * _rows(decays.entry, tile)
-        if has_x:
-            plgpu.barrier_wait(scratch.x_arrived)
-            x = plgpu.load(scratch.x, (), layout=_MATRIX).astype(jnp.float32)
-            results.collected.at[1 if kind.collect == "paths" else 0, block, batch, head, chunk][...] = jnp.sum(
-                x * from_state, axis=1
-            ) * (decays.eta if kind.collect == "rows" else 1.0)
+        values = scratch.weighted if inside else c
+        first_pairs = [(a, b.T), (a, scratch.state)]
+        first_shapes = [(CHUNK, CHUNK), tile]
         if kind.collect == "paths":
-            pairs = scores * _product(scratch.x, c.T, CHUNK, CHUNK)
+            first_pairs.append((x_tile, values.T))
+            first_shapes.append((CHUNK, CHUNK))
+        scores, from_state, *along = _products(first_pairs, first_shapes)
+        if inside:
+            scores = _masked(scores, kind.reverse)
+        else:
+            scores = _masked_scores(scores, scratch.gates.at[slot], kind.reverse)
+            from_state = from_state * _rows(decays.row, tile)
+            state = state * decays.whole
+        scale = decays.row if inside else jnp.ones_like(decays.row)
+        vectors = [None, None]
+        if has_x:
+            x = plgpu.load(x_tile, (), layout=_MATRIX).astype(jnp.float32)
+            vectors[0] = jnp.sum(x * from_state, axis=1) * scale
+        second_pairs, starts = [(scores.astype(a.dtype), values), (b.T, scratch.weighted)], [from_state, state]
+        if kind.collect == "paths":
+            rows, cols = _positions()
+            pairs = scores * along[0]
+            if inside:
+                pairs = pairs * _rows(decays.row, (CHUNK, CHUNK))
             pairs_ref = scratch.state if scratch.pairs is None else scratch.pairs
+            plgpu.commit_smem()
             pairs_ref[...] = pairs.astype(pairs_ref.dtype)
             plgpu.commit_smem()
-            rows, cols = _positions()
-            at_or_after = jnp.where(cols >= rows, 1.0, 0.0).astype(pairs_ref.dtype)
-            later = _product(at_or_after, pairs_ref, CHUNK, CHUNK)
-            results.collected.at[0, block, batch, head, chunk][...] = jnp.sum(
-                jnp.where(cols < rows, later, 0.0), axis=1
-            )
-        out, state = _accumulate(
-            [(scores.astype(a.dtype), c), (b.T, scratch.weighted)], [from_state, state * decays.whole]
+            second_pairs.append((jnp.where(cols >= rows, 1.0, 0.0).astype(pairs_ref.dtype), pairs_ref))
+            starts.append(plgpu.layout_cast(jnp.zeros((CHUNK, CHUNK), jnp.float32), _MATRIX))
+        out, state, *later = _accumulate(second_pairs, starts)
+        if inside:
+            out, state = out * _rows(decays.row, tile), state * decays.whole
+        if kind.collect == "paths":
+            vectors = [jnp.sum(jnp.where(cols < rows, later[0], 0.0), axis=1), vectors[0]]
+        elif kind.collect == "rows":
+            x = plgpu.load(x_tile, (), layout=_MATRIX).astype(jnp.float32)
+            vectors = [vectors[0] * decays.eta, jnp.sum(x * out, axis=1)]
+        for part, vector in enumerate(vectors):
+            if vector is not None:
+                results.collected.at[part, block, batch, head, chunk][...] = vector
+        return out, state
+
+    def read_out(state, decays: _Decays, slot, chunk):
+        """Writes out of a chunk; the state after it."""
+        if has_x:
+            plgpu.barrier_wait(scratch.x_arrived)
+        out, state = lax.cond(
+            decays.inside,
+            lambda state: products(state, decays, slot, chunk, inside=True),
+            lambda state: products(state, decays, slot, chunk, inside=False),
+            state,
         )
-        if kind.collect == "rows":
-            results.collected.at[1, block, batch, head, chunk][...] = jnp.sum(
-                plgpu.load(scratch.x, (), layout=_MATRIX).astype(jnp.float32) * out, axis=1
-            )
         if kind.reverse:
             out = out * _rows(decays.eta, tile)
-        # Shares the memory of the weighted values, which no product needs any more.
+        # Shares the memory of the weighted values, once no warp's product needs them any more.
+        plgpu.commit_smem()
         scratch.weighted[...] = out.astype(scratch.weighted.dtype)
         plgpu.commit_smem()
-        plgpu.copy_smem_to_gmem(
-            scratch.weighted, results.out.at[batch, pl.ds(chunk * CHUNK, CHUNK), head, columns]
-        )
+        plgpu.copy_smem_to_gmem(scratch.weighted, results.out.at[batch, pl.ds(chunk * CHUNK, CHUNK), head, columns])
         return state
 
     def body(step, state):
         slot, chunk = lax.rem(step, jnp.int32(plan.stages)), chunk_of(step)
         plgpu.barrier_wait(scratch.arrived.at[slot])
-        decays = _row_decays(scratch.gates.at[slot], kind.reverse)
+        decays = _decays(scratch.gates.at[slot], kind.reverse)
         if kind.output:
             plgpu.wait_smem_to_gmem(0, wait_read_only=True)
             scratch.state[...] = state.astype(scratch.state.dtype)
         values = plgpu.load(scratch.c.at[slot], (), layout=_MATRIX).astype(jnp.float32)
-        scratch.weighted[...] = (values * _rows(decays.leave, tile)).astype(scratch.weighted.dtype)
+        scratch.weighted[...] = (values * _rows(decays.weight, tile)).astype(scratch.weighted.dtype)
         plgpu.commit_smem()
         if kind.collect == "states":
 
@@ -277,20 +321,22 @@ def _program(kind: Kind, sizes: _Sizes, plan: Plan, operands: Operands, gates, r
         if kind.output:
             state = read_out(state, decays, slot, chunk)
         else:
-            (state,) = _accumulate([(scratch.b.at[slot].T, scratch.weighted)], [state * decays.whole])
+            # whole (state + written) inside the range, whole state + written elsewhere.
+            before = jnp.where(decays.inside, 1.0, decays.whole)
+            (state,) = _accumulate([(scratch.b.at[slot].T, scratch.weighted)], [state * before])
+            state = state * jnp.where(decays.inside, decays.whole, 1.0)
+            plgpu.commit_smem()
         if kind.collect == "anchors":
 
             @pl.when(lax.rem(chunk, jnp.int32(ANCHOR)) == 0)
             def _():
+                plgpu.barrier_wait(scratch.x_arrived)
+                stored = plgpu.load(x_tile, (), layout=_MATRIX).astype(jnp.float32)
                 anchor = lax.div(chunk, jnp.int32(ANCHOR))
-                stored = plgpu.load(
-                    operands.x.at[batch, head, anchor, :, columns], (), layout=_MATRIX, optimized=False
-                ).astype(jnp.float32)
                 results.collected.at[block, batch, head, anchor][...] = jnp.sum(stored * state, axis=1)
 
         pl.when(step + plan.stages < steps)(functools.partial(fetch, step + plan.stages))
-        if has_x:
-            pl.when(step + 1 < steps)(functools.partial(fetch_x, step + 1))
+        pl.when(step + 1 < steps)(functools.partial(fetch_x, step + 1))
         return state
 
     start = plgpu.load(operands.start.at[batch, head, segment, :, columns], (), layout=_MATRIX, optimized=False)
@@ -324,7 +370,9 @@ def _launch(kinds: tuple[Kind, ...], operands: tuple[Operands, ...], gates: Gate
     distinct = list({id(array): array for array in arrays}.values())
     position = {id(array): n for n, array in enumerate(distinct)}
     flat_results, results_tree = jax.tree.flatten(results)
-    flat_scratch, scratch_tree = jax.tree.flatten(scratch, is_leaf=lambda x: hasattr(x, "shape") or isinstance(x, plgpu.Barrier))
+    flat_scratch, scratch_tree = jax.tree.flatten(
+        scratch, is_leaf=lambda x: hasattr(x, "shape") or isinstance(x, plgpu.Barrier)
+    )
 
     def kernel(*refs):
         refs = iter(refs)
@@ -349,7 +397,9 @@ def _launch(kinds: tuple[Kind, ...], operands: tuple[Operands, ...], gates: Gate
         grid=(sizes.values // plan.values, sizes.batch * sizes.heads, segments, len(kinds)),
         grid_names=("block", "stream", "segment", "sweep"),
         compiler_params=plgpu.CompilerParams(
-            approx_math=True, lowering_semantics=plgpu.LoweringSemantics.Lane
+            approx_math=True,
+            lowering_semantics=plgpu.LoweringSemantics.Lane,
+            unsafe_no_auto_barriers=_OWN_BARRIERS,
         ),
     )(*distinct)
     return results_tree.unflatten(found)
@@ -366,3 +416,17 @@ def run(kinds: tuple[Kind, ...], operands: tuple[Operands, ...], gates: Gates, p
             collected = jnp.sum(result.collected, axis=-1) if kinds[n].collect == "anchors" else result.collected
             found.append(Swept(result.out, result.end, collected))
     return tuple(found)
+
+
+def _plan(batch: int, chunks: int, heads: int, keys: int, values: int, itemsize: int) -> Plan:
+    """Measured on an H200: one segment where the streams fill the device, else segments for some 256 programs."""
+    del keys, itemsize
+    streams = batch * heads * (values // CHUNK)
+    if streams >= 64:
+        return Plan(CHUNK, 2, chunks)
+    segments = min(max(1, 256 // streams), -(-chunks // ANCHOR))
+    length = -(-chunks // segments)
+    return Plan(CHUNK, 2, min(chunks, -(-length // ANCHOR) * ANCHOR))
+
+
+FUSED = Fused(run, _plan, lambda width: width)

@@ -7,11 +7,12 @@ In order of time (D_ij the decay from j to i, e from entry to i, f from j to exi
 against time, with the decays of the reversed paths, w = 1 and r = eta, it carries the cotangent of the state, and is
     dv with (k, q, dy) and                   dk with (v, dy, q) on the transposed cotangent.
 So one well-tuned kernel does everything, with the state in registers and no tensor besides inputs and results; kept for
-the backward are the inputs and one state in ANCHOR chunks. Two sweeps collect on their way what the decays' cotangent is
-made of (`gates.decay_cotangent`).
+the backward are the inputs and one state in ANCHOR chunks. Two sweeps collect on their way what the decays' cotangent
+is made of (`gates.decay_cotangent`).
 
-Where there are too few streams (batch x heads x blocks of values) to fill the device, the sequence is cut into segments:
-a first sweep over b and c alone finds what each segment adds to the state, the states between them follow by one small
+Where there are too few streams (batch x heads x blocks of values) to fill the device, the sequence is cut into
+segments: a first sweep over b and c alone finds what each segment adds to the state, the states between them follow
+by one small
 product, and all segments then run side by side.
 """
 
@@ -20,7 +21,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -33,8 +34,8 @@ from pallas_kernels.hebbian.gates import ANCHOR, CHUNK, Gates
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """How a backend runs a sweep: values per program, loads in flight, chunks per segment (all chunks: one segment), and
-    warps per program where the backend lets them be chosen.
+    """How a backend runs a sweep: values per program, loads in flight, chunks per segment (all chunks: one), and warps
+    per program where the backend lets them be chosen.
     """
 
     values: int
@@ -71,7 +72,7 @@ class Operands(NamedTuple):
 
 class Swept(NamedTuple):
     """out (B, N, H, V) in c's dtype or None; end (B, H, S, K, V) float32; collected, float32 but for states, per kind:
-    "states" (B, H, A, K, V) in c's dtype; "paths" (2, P, B, H, M, C), inside the chunk and read; "rows" (2, P, B, H, M, C),
+    "states" (B, H, A, K, V) in c's dtype; "paths" (2, P, B, H, M, C), inside the chunk and read; "rows" likewise,
     stored and eta's cotangent; "anchors" (P, B, H, A); to be summed over the P blocks of values.
     """
 
@@ -115,7 +116,7 @@ def _run_one(fused: Fused, kind: Kind, operands: Operands, gates: Gates, plan: P
 
 
 def _segment_starts(fused: Fused, operands: Operands, carried: jax.Array, gates: Gates, plan: Plan, reverse: bool):
-    """The state (B, H, S, K, V) that enters every segment; carried (B, H, K, V) enters the first (in reverse the last)."""
+    """The state (B, H, S, K, V) that enters every segment; carried enters the first (reverse: the last)."""
     chunks = gates.eta.shape[2]
     segments = -(-chunks // plan.segment)
     if segments == 1:
@@ -170,7 +171,7 @@ def _scan_bwd(fused: Fused, residuals, cotangents):
     inputs, initial, entries = residuals
     num_tokens = inputs.q.shape[1]
     gates = gating.prepare(inputs.log_decay, inputs.eta, inputs.reset)
-    q, k, v, dy = (pad_tokens(x, CHUNK) for x in (*inputs[:3], cotangents[0].astype(inputs.v.dtype)))
+    q, k, v, dy = (pad_tokens(x, CHUNK) for x in (inputs.q, inputs.k, inputs.v, cotangents[0].astype(inputs.v.dtype)))
     dfinal = cotangents[1]
     plan = _plan(fused, inputs, gates)
     if plan.segment < gates.eta.shape[2]:
@@ -232,5 +233,6 @@ def scan(
         eta_BxNxH,
         reset_BxN,
     )
-    y, final = _scan(inputs, _widen(initial_state_BxHxKxV, (wide_keys, wide_values)), fused)
+    start = _widen(initial_state_BxHxKxV, (wide_keys, wide_values))
+    y, final = cast(tuple[jax.Array, jax.Array], _scan(inputs, start, fused))
     return y[..., :values], final[..., :keys, :values]

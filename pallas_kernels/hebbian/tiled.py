@@ -51,7 +51,7 @@ def _sweep(kind: Kind, operands: Operands, gates: Gates, plan: Plan) -> Swept:
     at_or_after = (position[:, None] <= position).astype(dtype)
     extra = x if kind.collect in ("paths", "rows") else None
     tiles = [None if t is None else _chunks(t, plan) for t in (a if kind.output else None, b, c, extra)]
-    high, low, eta = (_vectors(g, plan) for g in (*gates.sums, gates.eta))
+    high, low, eta = (_vectors(g, plan) for g in (gates.sums[..., 0, :], gates.sums[..., 1, :], gates.eta))
 
     def body(state, xs):
         (a, b, c, x), hi, lo, eta = xs
@@ -83,14 +83,11 @@ def _sweep(kind: Kind, operands: Operands, gates: Gates, plan: Plan) -> Swept:
         return after, (out, collected, after if kind.reverse else state)
 
     end, (out, collected, states) = jax.lax.scan(body, start, (tiles, high, low, eta), reverse=kind.reverse)
-    if kind.collect in ("paths", "rows"):
+    if collected is not None:
         collected = jnp.stack([_per_chunk(part, chunks) for part in jnp.moveaxis(collected, 1, 0)])[:, None]
     elif kind.collect:
         collected = _per_chunk(states, chunks)[:, :, ::ANCHOR]
-        if kind.collect == "anchors":
-            collected = jnp.sum(collected * x, (-2, -1))[None]
-        else:
-            collected = collected.astype(dtype)
+        collected = collected.astype(dtype) if x is None else jnp.sum(collected * x, (-2, -1))[None]
     return Swept(None if out is None else _tokens(out, num_tokens), end, collected)
 
 

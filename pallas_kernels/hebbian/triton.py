@@ -3,6 +3,9 @@
 The tiles are those of `mosaic.py`; Triton places them in registers and shared memory itself.
 """
 
+# Triton and jax-triton come with the GPU extras; without them nothing here can be checked.
+# pyright: reportMissingImports=false, reportAttributeAccessIssue=false
+
 from __future__ import annotations
 
 import functools
@@ -14,7 +17,7 @@ import triton
 import triton.language as tl
 
 from pallas_kernels.hebbian.gates import ANCHOR, CHUNK, Gates
-from pallas_kernels.hebbian.sweep import Kind, Operands, Plan, Swept
+from pallas_kernels.hebbian.sweep import Fused, Kind, Operands, Plan, Swept
 
 _COLLECT = {"": 0, "states": 1, "paths": 2, "rows": 3, "anchors": 4}
 
@@ -55,7 +58,6 @@ def _sweep_kernel(
     place = tl.arange(0, C)
     keys = tl.arange(0, K)
     values = block * BV + tl.arange(0, BV)
-    low_part: tl.constexpr = STREAMS * CHUNKS * C
     second: tl.constexpr = STREAMS * (V // BV) * CHUNKS * C
     anchors: tl.constexpr = (CHUNKS + EVERY - 1) // EVERY
     state_offsets = keys[:, None] * V + values[None, :]
@@ -75,11 +77,11 @@ def _sweep_kernel(
         b_tile = tl.load(b + tokens[:, None] * K + keys[None, :])
         c_tile = tl.load(c + tokens[:, None] * V + values[None, :])
         gates = (stream * CHUNKS + chunk) * C
-        high = tl.load(sums + gates + place)
-        low = tl.load(sums + low_part + gates + place)
+        high = tl.load(sums + 2 * gates + place)
+        low = tl.load(sums + 2 * gates + C + place)
         strength = tl.load(eta + gates + place)
-        last_high = tl.load(sums + gates + C - 1)
-        last_low = tl.load(sums + low_part + gates + C - 1)
+        last_high = tl.load(sums + 2 * gates + C - 1)
+        last_low = tl.load(sums + 2 * gates + 2 * C - 1)
         from_entry = tl.exp2(high + low)
         to_exit = tl.exp2((last_high - high) + (last_low - low))
         whole = tl.exp2(last_high + last_low)
@@ -89,7 +91,7 @@ def _sweep_kernel(
         else:
             entry = from_entry
             leave = to_exit * strength
-        if COLLECT == 1:
+        if COLLECT == 1:  # noqa: SIM102 - the first condition is known at compile time
             if chunk % EVERY == 0:
                 anchor = (stream * anchors + chunk // EVERY) * K * V
                 tl.store(collected + anchor + state_offsets, state.to(dtype))
@@ -122,7 +124,7 @@ def _sweep_kernel(
             tl.store(out + tokens[:, None] * V + values[None, :], result.to(dtype))
         weighted = (c_tile.to(tl.float32) * leave[:, None]).to(dtype)
         state = state * whole + tl.dot(tl.trans(b_tile), weighted, input_precision=PRECISION)
-        if COLLECT == 4:
+        if COLLECT == 4:  # noqa: SIM102 - likewise
             if chunk % EVERY == 0:
                 stored = tl.load(x + (stream * anchors + chunk // EVERY) * K * V + state_offsets).to(tl.float32)
                 products = tl.sum(stored * state, axis=1)
@@ -181,3 +183,16 @@ def _sweep(kind: Kind, operands: Operands, gates: Gates, plan: Plan) -> Swept:
 def run(kinds: tuple[Kind, ...], operands: tuple[Operands, ...], gates: Gates, plan: Plan) -> tuple[Swept, ...]:
     """A backend of `sweep.Fused`: one launch a sweep."""
     return tuple(_sweep(kind, these, gates, plan) for kind, these in zip(kinds, operands, strict=True))
+
+
+def _plan(batch: int, chunks: int, heads: int, keys: int, values: int, itemsize: int) -> Plan:
+    """One segment where the streams fill the device, else segments for some 256 programs."""
+    block = min(values, 64 if itemsize == 2 else 32)
+    stages = 1 if itemsize == 4 else 2 if keys <= 64 else 3
+    streams = batch * heads * (values // block)
+    segments = 1 if streams >= 64 else min(max(1, 256 // streams), -(-chunks // ANCHOR))
+    length = -(-chunks // segments)
+    return Plan(block, stages, min(chunks, -(-length // ANCHOR) * ANCHOR))
+
+
+FUSED = Fused(run, _plan, lambda width: width)
