@@ -24,6 +24,7 @@ from pallas_kernels import registry
 from pallas_kernels.chunking import pad_tokens
 from pallas_kernels.hebbian import narrow
 from pallas_kernels.hebbian.decays import ChunkDecays, chunk_decays, decayed
+from pallas_kernels.hebbian.inputs import Inputs
 
 # Rows (tokens x heads x batch) of a segment: the caches of a CPU, enough parallel work and bounded memory elsewhere.
 _ROWS_CPU = 4096
@@ -35,17 +36,6 @@ class _Plan(NamedTuple):
 
     chunk: int
     chunks: int
-
-
-class _Inputs(NamedTuple):
-    """q, k (B, N, H, K), v (B, N, H, V), log_decay, eta (B, N, H), reset (B, N) or None."""
-
-    q: jax.Array
-    k: jax.Array
-    v: jax.Array
-    log_decay: jax.Array
-    eta: jax.Array
-    reset: jax.Array | None
 
 
 class _Chunks(NamedTuple):
@@ -69,7 +59,7 @@ def _join(x: jax.Array) -> jax.Array:
     return jnp.moveaxis(x.reshape(*x.shape[:2], x.shape[2] * x.shape[3], *x.shape[4:]), 1, 2)
 
 
-def _cut(inputs: _Inputs, chunk: int) -> _Chunks:
+def _cut(inputs: Inputs, chunk: int) -> _Chunks:
     q, k, v, log_decay, eta = (_split(x, chunk) for x in inputs[:5])
     reset = inputs.reset
     reset_BxMxC = None if reset is None else reset.reshape(reset.shape[0], -1, chunk)
@@ -83,7 +73,7 @@ def _product(spec: str, a: jax.Array, b: jax.Array, operand, result) -> jax.Arra
     )
 
 
-def _products(inputs: _Inputs, state: jax.Array):
+def _products(inputs: Inputs, state: jax.Array):
     """_product with bfloat16 operands for bfloat16 inputs; float16 has too short a range for products with states."""
     common = jnp.result_type(inputs.q, inputs.k, inputs.v)
     return functools.partial(_product, operand=common if common == jnp.bfloat16 else state.dtype, result=state.dtype)
@@ -111,7 +101,7 @@ def _entry_states(chunks: _Chunks, state, product):
     return _carry(written, state, chunks.decays, reverse=False)
 
 
-def _segment_forward(inputs: _Inputs, state, chunk: int):
+def _segment_forward(inputs: Inputs, state, chunk: int):
     """y of one segment and the state after it."""
     product = _products(inputs, state)
     chunks = _cut(inputs, chunk)
@@ -140,7 +130,7 @@ def _log_decay_cotangent(pairs, from_entry, to_exit, through) -> jax.Array:
     return inside + read + stored + through[..., None]
 
 
-def _segment_backward(inputs: _Inputs, state, dy, dstate, chunk: int):
+def _segment_backward(inputs: Inputs, state, dy, dstate, chunk: int):
     """Cotangents of the inputs of one segment and of the state before it."""
     product = _products(inputs, state)
     chunks = _cut(inputs, chunk)
@@ -190,7 +180,7 @@ def _put(buffers, plan: _Plan, index, segment):
     return jax.tree.map(lambda a, x: jax.lax.dynamic_update_slice_in_dim(a, x, start, axis=1), buffers, segment)
 
 
-def _forward(inputs: _Inputs, initial_state, plan: _Plan):
+def _forward(inputs: Inputs, initial_state, plan: _Plan):
     """y, final state, and the states before every segment (S, B, H, K, V)."""
     padded = _segments(inputs, plan)
 
@@ -205,12 +195,12 @@ def _forward(inputs: _Inputs, initial_state, plan: _Plan):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _scan(inputs: _Inputs, initial_state, plan: _Plan):
+def _scan(inputs: Inputs, initial_state, plan: _Plan):
     y, final, _ = _forward(inputs, initial_state, plan)
     return y, final
 
 
-def _scan_fwd(inputs: _Inputs, initial_state, plan: _Plan):
+def _scan_fwd(inputs: Inputs, initial_state, plan: _Plan):
     y, final, entries = _forward(inputs, initial_state, plan)
     return (y, final), (inputs, entries)
 
@@ -231,7 +221,7 @@ def _scan_bwd(plan: _Plan, residuals, cotangents):
     segments = (jnp.arange(entries.shape[0]), entries)
     (gradients, dinitial), _ = jax.lax.scan(body, (buffers, dfinal), segments, reverse=True)
     dq, dk, dv, dlog_decay, deta = (d[:, : inputs.q.shape[1]] for d in gradients)
-    return _Inputs(dq, dk, dv, dlog_decay, deta, None), dinitial
+    return Inputs(dq, dk, dv, dlog_decay, deta, None), dinitial
 
 
 _scan.defvjp(_scan_fwd, _scan_bwd)
@@ -267,7 +257,7 @@ def scan(
 
     chunk is the tokens of a chunk, rows the tokens x heads x batch rows of a segment; None chooses by device and width.
     """
-    inputs = _Inputs(q_BxNxHxK, k_BxNxHxK, v_BxNxHxV, log_decay_BxNxH, eta_BxNxH, reset_BxN)
+    inputs = Inputs(q_BxNxHxK, k_BxNxHxK, v_BxNxHxV, log_decay_BxNxH, eta_BxNxH, reset_BxN)
     key_width, value_width = q_BxNxHxK.shape[-1], v_BxNxHxV.shape[-1]
     if key_width * value_width <= narrow.LARGEST_STATE:
         return narrow.scan(*inputs[:5], initial_state_BxHxKxV, reset_BxN)

@@ -21,7 +21,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -30,18 +30,16 @@ from pallas_kernels.chunking import pad_tokens
 from pallas_kernels.hebbian import gates as gating
 from pallas_kernels.hebbian.decays import chunk_decays
 from pallas_kernels.hebbian.gates import ANCHOR, CHUNK, Gates
+from pallas_kernels.hebbian.inputs import Inputs
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """How a backend runs a sweep: values per program, loads in flight, chunks per segment (all chunks: one), and warps
-    per program where the backend lets them be chosen.
-    """
+    """How a backend runs a sweep: values per program, loads in flight, chunks per segment (all chunks: one segment)."""
 
     values: int
     stages: int
     segment: int
-    warps: int = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,12 +71,41 @@ class Operands(NamedTuple):
 class Swept(NamedTuple):
     """out (B, N, H, V) in c's dtype or None; end (B, H, S, K, V) float32; collected, float32 but for states, per kind:
     "states" (B, H, A, K, V) in c's dtype; "paths" (2, P, B, H, M, C), inside the chunk and read; "rows" likewise,
-    stored and eta's cotangent; "anchors" (P, B, H, A); to be summed over the P blocks of values.
+    stored and eta's cotangent; "anchors" (P, B, H, A, K), a row of the product each; to be summed over the P blocks of
+    values.
     """
 
-    out: jax.Array | None
-    end: jax.Array
-    collected: jax.Array | None
+    out: Any
+    end: Any
+    collected: Any
+
+
+def result_types(kind: Kind, operands: Operands, gates: Gates, plan: Plan) -> Swept:
+    """Shapes and dtypes of what a sweep leaves."""
+    batch, heads, chunks, _ = gates.eta.shape
+    keys, values = operands.b.shape[-1], operands.c.shape[-1]
+    blocks, anchors = values // plan.values, -(-chunks // ANCHOR)
+    single = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
+    collected = {
+        "": None,
+        "states": jax.ShapeDtypeStruct((batch, heads, anchors, keys, values), operands.c.dtype),
+        "paths": single((2, blocks, batch, heads, chunks, CHUNK)),
+        "rows": single((2, blocks, batch, heads, chunks, CHUNK)),
+        "anchors": single((blocks, batch, heads, anchors, keys)),
+    }[kind.collect]
+    out = jax.ShapeDtypeStruct(operands.c.shape, operands.c.dtype) if kind.output else None
+    return Swept(out, single(operands.start.shape), collected)
+
+
+def segment_chunks(chunks: int, programs: int) -> int:
+    """Chunks per segment, where the sequence as a whole would run in so many programs.
+
+    64 of them and more are left alone: the sweep that a cut costs was dearer on a device of 132 multiprocessors. Fewer
+    are cut for about 256 in all.
+    """
+    segments = 1 if programs >= 64 else min(256 // programs, -(-chunks // ANCHOR))
+    length = -(-chunks // segments)
+    return min(chunks, -(-length // ANCHOR) * ANCHOR)
 
 
 # Runs several sweeps over the same tokens, in one launch where it can.
@@ -89,22 +116,10 @@ Planner = Callable[[int, int, int, int, int, int], Plan]
 
 @dataclasses.dataclass(frozen=True)
 class Fused:
-    """One implementation of the fused form: its backend, its planner, and the widths that its kernels take."""
+    """One implementation of the fused form."""
 
     backend: Backend
     plan: Planner
-    width: Callable[[int], int]
-
-
-class _Inputs(NamedTuple):
-    """q, k (B, N, H, K), v (B, N, H, V), log_decay, eta (B, N, H), reset (B, N) or None."""
-
-    q: jax.Array
-    k: jax.Array
-    v: jax.Array
-    log_decay: jax.Array
-    eta: jax.Array
-    reset: jax.Array | None
 
 
 def _transpose(state: jax.Array) -> jax.Array:
@@ -136,7 +151,7 @@ def _segment_starts(fused: Fused, operands: Operands, carried: jax.Array, gates:
     return jnp.flip(starts, 2) if reverse else starts
 
 
-def _forward(inputs: _Inputs, initial, fused: Fused, keep: bool):
+def _forward(inputs: Inputs, initial, fused: Fused, keep: bool):
     """y, the final state and, with keep, the states before every ANCHOR-th chunk."""
     num_tokens = inputs.q.shape[1]
     gates = gating.prepare(inputs.log_decay, inputs.eta, inputs.reset)
@@ -145,11 +160,10 @@ def _forward(inputs: _Inputs, initial, fused: Fused, keep: bool):
     operands = Operands(q, k, v, initial[:, :, None], None)
     operands = operands._replace(start=_segment_starts(fused, operands, initial, gates, plan, reverse=False))
     swept = _run_one(fused, Kind(collect="states" if keep else ""), operands, gates, plan)
-    assert swept.out is not None
     return swept.out[:, :num_tokens], swept.end[:, :, -1], swept.collected
 
 
-def _plan(fused: Fused, inputs: _Inputs, gates: Gates) -> Plan:
+def _plan(fused: Fused, inputs: Inputs, gates: Gates) -> Plan:
     batch, _, heads, key_width = inputs.q.shape
     return fused.plan(
         batch, gates.eta.shape[2], heads, key_width, inputs.v.shape[-1], jnp.dtype(inputs.q.dtype).itemsize
@@ -157,12 +171,12 @@ def _plan(fused: Fused, inputs: _Inputs, gates: Gates) -> Plan:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _scan(inputs: _Inputs, initial, fused: Fused):
+def _scan(inputs: Inputs, initial, fused: Fused):
     y, final, _ = _forward(inputs, initial, fused, keep=False)
     return y, final
 
 
-def _scan_fwd(inputs: _Inputs, initial, fused: Fused):
+def _scan_fwd(inputs: Inputs, initial, fused: Fused):
     y, final, entries = _forward(inputs, initial, fused, keep=True)
     return (y, final), (inputs, initial, entries)
 
@@ -186,29 +200,18 @@ def _scan_bwd(fused: Fused, residuals, cotangents):
         Operands(k, q, dy, ends, entries),
     )
     of_q, of_k, of_v = fused.backend(kinds, operands, gates, plan)
-    assert of_q.collected is not None
-    assert of_k.collected is not None
-    assert of_v.collected is not None
     inside, read = jnp.sum(of_q.collected, axis=1)
     stored, deta = jnp.sum(of_k.collected, axis=1)
-    anchors = jnp.sum(of_v.collected, axis=0)
+    anchors = jnp.sum(of_v.collected, axis=(0, -1))
     dlog_decay = gating.decay_cotangent(inside, read, stored, anchors, gates, num_tokens, inputs.v.dtype)
     if inputs.reset is not None:
         dlog_decay = jnp.where(inputs.reset[..., None], 0, dlog_decay)
     deta = jnp.moveaxis(deta.reshape(*deta.shape[:2], -1), 2, 1)[:, :num_tokens]
-    dq, dk, dv = (swept.out[:, :num_tokens] for swept in (of_q, of_k, of_v) if swept.out is not None)
-    return _Inputs(dq, dk, dv, dlog_decay, deta, None), of_v.end[:, :, 0]
+    dq, dk, dv = (swept.out[:, :num_tokens] for swept in (of_q, of_k, of_v))
+    return Inputs(dq, dk, dv, dlog_decay, deta, None), of_v.end[:, :, 0]
 
 
 _scan.defvjp(_scan_fwd, _scan_bwd)
-
-
-def _widen(x: jax.Array, widths: tuple[int, ...]) -> jax.Array:
-    """x with its last axes padded by zeros to widths."""
-    missing = [wide - size for wide, size in zip(widths, x.shape[-len(widths) :], strict=True)]
-    if not any(missing):
-        return x
-    return jnp.pad(x, [(0, 0)] * (x.ndim - len(widths)) + [(0, m) for m in missing])
 
 
 def scan(
@@ -223,16 +226,5 @@ def scan(
     fused: Fused,
 ) -> tuple[jax.Array, jax.Array]:
     """The Hebbian scan by sweeps of one implementation; arguments and result as naive.scan, hand-written gradients."""
-    keys, values = initial_state_BxHxKxV.shape[-2:]
-    wide_keys, wide_values = fused.width(keys), fused.width(values)
-    inputs = _Inputs(
-        _widen(q_BxNxHxK, (wide_keys,)),
-        _widen(k_BxNxHxK, (wide_keys,)),
-        _widen(v_BxNxHxV, (wide_values,)),
-        log_decay_BxNxH,
-        eta_BxNxH,
-        reset_BxN,
-    )
-    start = _widen(initial_state_BxHxKxV, (wide_keys, wide_values))
-    y, final = cast(tuple[jax.Array, jax.Array], _scan(inputs, start, fused))
-    return y[..., :values], final[..., :keys, :values]
+    inputs = Inputs(q_BxNxHxK, k_BxNxHxK, v_BxNxHxV, log_decay_BxNxH, eta_BxNxH, reset_BxN)
+    return cast(tuple[jax.Array, jax.Array], _scan(inputs, initial_state_BxHxKxV, fused))

@@ -87,7 +87,7 @@ def _sweep(kind: Kind, operands: Operands, gates: Gates, plan: Plan) -> Swept:
         collected = jnp.stack([_per_chunk(part, chunks) for part in jnp.moveaxis(collected, 1, 0)])[:, None]
     elif kind.collect:
         collected = _per_chunk(states, chunks)[:, :, ::ANCHOR]
-        collected = collected.astype(dtype) if x is None else jnp.sum(collected * x, (-2, -1))[None]
+        collected = collected.astype(dtype) if x is None else jnp.sum(collected * x, -1)[None]
     return Swept(None if out is None else _tokens(out, num_tokens), end, collected)
 
 
@@ -102,4 +102,4 @@ def fused(segment: int) -> Fused:
         del batch, heads, keys, itemsize
         return Plan(values, 1, min(segment, chunks))
 
-    return Fused(run, plan, lambda width: width)
+    return Fused(run, plan)

@@ -8,8 +8,6 @@ The tiles are those of `mosaic.py`; Triton places them in registers and shared m
 
 from __future__ import annotations
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import jax_triton
@@ -17,7 +15,7 @@ import triton
 import triton.language as tl
 
 from pallas_kernels.hebbian.gates import ANCHOR, CHUNK, Gates
-from pallas_kernels.hebbian.sweep import Fused, Kind, Operands, Plan, Swept
+from pallas_kernels.hebbian.sweep import Fused, Kind, Operands, Plan, Swept, result_types, segment_chunks
 
 _COLLECT = {"": 0, "states": 1, "paths": 2, "rows": 3, "anchors": 4}
 
@@ -135,18 +133,9 @@ def _sweep_kernel(
 
 def _sweep(kind: Kind, operands: Operands, gates: Gates, plan: Plan) -> Swept:
     batch, heads, chunks, _ = gates.eta.shape
-    keys, values = operands.b.shape[-1], operands.c.shape[-1]
-    blocks, anchors, segments = values // plan.values, -(-chunks // ANCHOR), operands.start.shape[2]
-    single = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
-    nothing = single((1,))
-    collected = {
-        "": nothing,
-        "states": jax.ShapeDtypeStruct((batch, heads, anchors, keys, values), operands.c.dtype),
-        "paths": single((2, blocks, batch, heads, chunks, CHUNK)),
-        "rows": single((2, blocks, batch, heads, chunks, CHUNK)),
-        "anchors": single((blocks, batch, heads, anchors, keys)),
-    }[kind.collect]
-    out = jax.ShapeDtypeStruct(operands.c.shape, operands.c.dtype) if kind.output else nothing
+    values, segments = operands.c.shape[-1], operands.start.shape[2]
+    nothing = jax.ShapeDtypeStruct((1,), jnp.float32)
+    types = result_types(kind, operands, gates, plan)
     swept, end, collected = jax_triton.triton_call(
         operands.a,
         operands.b,
@@ -156,14 +145,14 @@ def _sweep(kind: Kind, operands: Operands, gates: Gates, plan: Plan) -> Swept:
         gates.eta,
         operands.start,
         kernel=_sweep_kernel,
-        out_shape=(out, single(operands.start.shape), collected),
-        grid=(blocks, batch * heads, segments),
-        num_warps=plan.warps,
+        out_shape=(types.out or nothing, types.end, types.collected or nothing),
+        grid=(values // plan.values, batch * heads, segments),
+        num_warps=4,
         num_stages=plan.stages,
         STREAMS=batch * heads,
         HEADS=heads,
         CHUNKS=chunks,
-        K=keys,
+        K=operands.b.shape[-1],
         V=values,
         BV=plan.values,
         SEGMENT=plan.segment,
@@ -175,8 +164,6 @@ def _sweep(kind: Kind, operands: Operands, gates: Gates, plan: Plan) -> Swept:
         OUTPUT=kind.output,
         PRECISION="ieee",
     )
-    if kind.collect == "anchors":
-        collected = jnp.sum(collected, axis=-1)
     return Swept(swept if kind.output else None, end, collected if kind.collect else None)
 
 
@@ -186,13 +173,9 @@ def run(kinds: tuple[Kind, ...], operands: tuple[Operands, ...], gates: Gates, p
 
 
 def _plan(batch: int, chunks: int, heads: int, keys: int, values: int, itemsize: int) -> Plan:
-    """One segment where the streams fill the device, else segments for some 256 programs."""
     block = min(values, 64 if itemsize == 2 else 32)
     stages = 1 if itemsize == 4 else 2 if keys <= 64 else 3
-    streams = batch * heads * (values // block)
-    segments = 1 if streams >= 64 else min(max(1, 256 // streams), -(-chunks // ANCHOR))
-    length = -(-chunks // segments)
-    return Plan(block, stages, min(chunks, -(-length // ANCHOR) * ANCHOR))
+    return Plan(block, stages, segment_chunks(chunks, batch * heads * values // block))
 
 
-FUSED = Fused(run, _plan, lambda width: width)
+FUSED = Fused(run, _plan)

@@ -8,10 +8,13 @@ import numpy as np
 from flax import nnx
 
 from pallas_kernels import resolvent_scan
+from pallas_kernels.resolvent.api import IMPLEMENTATIONS
 from phase2_jax.memory.state import MemoryState
 from phase2_jax.model.config import ModelConfig
 from phase2_jax.model.initializers import projection_initializer
 from phase2_jax.physics.potential import softplus_inverse
+
+RESOLVENT_IMPLEMENTATIONS = tuple(entry.name for entry in IMPLEMENTATIONS)
 
 
 class ResolventBranch(nnx.Module):
@@ -23,7 +26,8 @@ class ResolventBranch(nnx.Module):
 
     def __init__(self, config: ModelConfig, implementation: str | None, rngs: nnx.Rngs):
         self.config = config
-        self.implementation = implementation
+        # The GPU kernels are for the Hebbian scan alone.
+        self.implementation = implementation if implementation in RESOLVENT_IMPLEMENTATIONS else None
         num = config.num_potentials
         energies_P = np.linspace(-1, 1, num) if num > 1 else np.zeros(1)
         epsilons_P = np.geomspace(2 * config.epsilon_min, 1.0, num) if num > 1 else np.array([0.1])

@@ -151,7 +151,7 @@ class KernelsConfig:
     """Which implementation of the scans runs."""
 
     implementation: str = ""
-    """"" = the fastest valid one; naive, xla, mosaic or triton insist."""
+    """"" = the default; naive, xla, or for the Hebbian scan on NVIDIA GPUs mosaic and triton."""
 
     def validate(self) -> None:
         """Raise UserError for a name that does not exist."""

@@ -13,6 +13,7 @@ import optax
 from flax import nnx
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from pallas_kernels import hebbian_scan
 from phase2_jax.data import pipeline
 from phase2_jax.data.corpora import Corpus
 from phase2_jax.errors import UserError
@@ -104,6 +105,19 @@ def is_aligned(config: ExperimentConfig) -> bool:
     return interval > 0 and config.train.seq_len % interval == 0
 
 
+def _check_implementation(name: str | None, config: ModelConfig) -> None:
+    """Raise UserError where the Hebbian scan of the model cannot run so."""
+    if name is None or not config.memory:
+        return
+    keys = jax.ShapeDtypeStruct((1, 1, config.num_heads, config.head_dim), config.dtype)
+    values = jax.ShapeDtypeStruct((1, 1, config.num_heads, config.value_width), config.dtype)
+    gates = jax.ShapeDtypeStruct((1, 1, config.num_heads), jnp.float32)
+    try:
+        jax.eval_shape(partial(hebbian_scan, implementation=name), keys, keys, values, gates, gates)
+    except ValueError as error:
+        raise UserError(f"kernels.implementation={name!r}: {error}; leave it empty for the default") from error
+
+
 def build(config: ExperimentConfig, corpus: Corpus, schedule: optax.Schedule | None = None) -> tuple[Run, TrainState]:
     """Compile-ready steps and the initial state of a run on `corpus`.
 
@@ -125,6 +139,7 @@ def build(config: ExperimentConfig, corpus: Corpus, schedule: optax.Schedule | N
     mesh = make_mesh(config)
 
     implementation = config.kernels.implementation or None
+    _check_implementation(implementation, model_config)
 
     def initialise() -> tuple[LanguageModel, jax.Array]:
         params_key, run_key = jax.random.split(jax.random.key(train.seed))

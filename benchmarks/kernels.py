@@ -1,0 +1,78 @@
+"""Time of the Hebbian scan on a GPU, forward and forward with backward, beside the time its bytes need.
+
+    python benchmarks/kernels.py                                  # all implementations that run on this device
+    python benchmarks/kernels.py --implementations=mosaic --shapes=8x16x4096x64
+
+Times are sums over all kernels of a call (CUPTI), median of the iterations, so launch gaps do not count. The floor is
+what must move, every input read and every output written once, at --bandwidth.
+"""
+
+import statistics
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from absl import app, flags
+from jax.experimental.mosaic.gpu import profiler
+
+from pallas_kernels import hebbian_scan
+
+_SHAPES = flags.DEFINE_list(
+    "shapes", ["8x16x4096x64", "4x16x8192x128", "1x8x65536x64", "32x8x1024x64"], "Sizes B x H x N x width."
+)
+_IMPLEMENTATIONS = flags.DEFINE_list("implementations", ["xla", "mosaic", "triton"], "What to time.")
+_BANDWIDTH = flags.DEFINE_float("bandwidth", 4.3e12, "Bytes per second of the device, as a copy measures it.")
+_ITERATIONS = flags.DEFINE_integer("iterations", 20, "Timed calls.")
+
+
+def _arguments(batch: int, heads: int, num_tokens: int, width: int) -> tuple[jax.Array, ...]:
+    keys = jax.random.split(jax.random.key(0), 5)
+    vectors = [jax.random.normal(key, (batch, num_tokens, heads, width), jnp.bfloat16) for key in keys[:3]]
+    log_decay = jax.nn.log_sigmoid(jax.random.normal(keys[3], (batch, num_tokens, heads))) / 16
+    return *vectors, log_decay, jax.random.uniform(keys[4], (batch, num_tokens, heads))
+
+
+def _both(scan: Callable, arguments: tuple[jax.Array, ...], dy: jax.Array) -> Any:
+    (y, final), pullback = jax.vjp(scan, *arguments)
+    return y, pullback((dy, jnp.zeros_like(final)))
+
+
+def _milliseconds(function: Callable, *arguments: Any) -> float:
+    compiled = jax.jit(function)
+    jax.block_until_ready(compiled(*arguments))
+    _, times = profiler.measure(compiled, iterations=_ITERATIONS.value)(*arguments)
+    assert times is not None
+    return statistics.median(times)
+
+
+def _time(name: str, batch: int, heads: int, num_tokens: int, width: int) -> None:
+    scan = partial(hebbian_scan, implementation=name)
+    arguments = _arguments(batch, heads, num_tokens, width)
+    try:
+        forward = _milliseconds(scan, *arguments)
+    except ValueError as error:
+        print(f"    {name:8} {error}")
+        return
+    both = _milliseconds(partial(_both, scan), arguments, arguments[2])
+    print(f"    {name:8} {forward:8.3f} {both:8.3f}", flush=True)
+
+
+def main(argv: list[str]) -> None:
+    del argv
+    print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}, bfloat16; ms forward, forward + backward")
+    for shape in _SHAPES.value:
+        sizes = tuple(int(size) for size in shape.split("x"))
+        batch, heads, num_tokens, width = sizes
+        rows = batch * heads * num_tokens
+        # q, k, v, y and their cotangents in bfloat16; the decay and its cotangent in float32.
+        forward, backward = rows * (8 * width + 4), rows * (14 * width + 8)
+        floors = (1e3 * count / _BANDWIDTH.value for count in (forward, forward + backward))
+        print(f"B x H x N x width {shape}\n    {'floor':8} " + " ".join(f"{floor:8.3f}" for floor in floors))
+        for name in _IMPLEMENTATIONS.value:
+            _time(name, *sizes)
+
+
+if __name__ == "__main__":
+    app.run(main)
