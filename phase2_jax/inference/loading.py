@@ -61,12 +61,13 @@ class LoadedModel:
         return digest.hexdigest()
 
 
-def load_model(workdir: Path, checkpoint: str = BEST) -> LoadedModel:
+def load_model(workdir: Path, checkpoint: str = BEST, *, causal: bool = True) -> LoadedModel:
     """Read a model.
 
     Args:
       workdir: folder of a run.
       checkpoint: "best" (lowest validation loss), "latest", or a step.
+      causal: refuse an encoder, which sees ahead and so cannot predict text.
 
     Raises:
       UserError: no run, no such checkpoint, a damaged one, or a tokenizer that is not the checkpoint's.
@@ -78,7 +79,7 @@ def load_model(workdir: Path, checkpoint: str = BEST) -> LoadedModel:
     try:
         _check_tokenizer(tokenizer, config, checkpoints.progress(step).get("tokenizer"), workdir)
         model_config = resolve_model(config.model, tokenizer.vocab_size)
-        if model_config.bk_mode != "causal":
+        if causal and model_config.bk_mode != "causal":
             raise UserError(f"the model of {workdir} is an encoder that sees the future: it cannot predict text")
         like = nnx.split(_abstract_model(config, model_config, None))[1]
         # Orbax pins arrays to their device. Programs would be compiled once for states that are not pinned, as fresh

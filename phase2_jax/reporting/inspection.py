@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,16 +10,15 @@ import numpy as np
 from flax import nnx
 
 from phase2_jax.data.corpora import TokenStream, encode_documents, load_corpus
-from phase2_jax.data.tokenizers import Tokenizer, load_tokenizer
+from phase2_jax.data.tokenizers import Tokenizer
 from phase2_jax.errors import UserError
+from phase2_jax.inference.loading import LATEST, load_model
 from phase2_jax.memory import resonance, snr
 from phase2_jax.memory.hebbian import scan_stream
 from phase2_jax.model.config import ModelConfig
 from phase2_jax.model.language_model import LanguageModel, init_state
 from phase2_jax.reporting.run_files import RunFiles
-from phase2_jax.training.checkpoints import BEST, CHECKPOINTS, CheckpointDirectory
-from phase2_jax.training.setup import resolve_model
-from phase2_jax.training.workdir import TOKENIZER_FILE
+from phase2_jax.training.checkpoints import BEST
 
 READ_TOKENS = 1024
 """At least so many tokens are read (fewer if the text is shorter), so that the memory is full when it is looked at."""
@@ -74,20 +72,18 @@ def inspect(run: RunFiles, passage: str | None = None) -> Inspection:
     Raises:
       UserError: whatever is missing for that; the message says what.
     """
-    if run.config is None:
-        raise UserError(f"{run.workdir} holds no config.json, so its model cannot be built")
-    if not run.config.model.memory:
+    wanted, words = (BEST, "best") if any((run.workdir / BEST).glob("[0-9]*")) else (LATEST, "newest")
+    loaded = load_model(run.workdir, wanted, causal=False)
+    config, tokenizer = loaded.model_config, loaded.tokenizer
+    if not config.memory:
         raise UserError("this model has no memory (model.memory=False)")
-    tokenizer = _tokenizer(run)
-    config = resolve_model(run.config.model, tokenizer.vocab_size)
-    seq_len = run.config.train.seq_len
-    model = nnx.eval_shape(lambda: LanguageModel(config, seq_len=seq_len, rngs=nnx.Rngs(params=0)))
-    graphdef, abstract = nnx.split(model)
-    params, checkpoint = _restore(run.workdir, abstract)
-    text = _text(run, tokenizer, passage)
-    tokens_T, reset_T = _stretch(text, config, seq_len)
+    text = (
+        load_corpus(loaded.config.data, tokenizer).valid if passage is None else encode_documents(tokenizer, [passage])
+    )
+    tokens_T, reset_T = _stretch(text, config, loaded.config.train.seq_len)
     shown = min(SHOWN_TOKENS, tokens_T.size)
-    traces = jax.device_get(_trace(config, nnx.merge(graphdef, params), tokens_T, reset_T, shown))
+    model = nnx.merge(loaded.graphdef(), loaded.params)
+    traces = jax.device_get(_trace(config, model, tokens_T, reset_T, shown))
     pieces = _pieces(tokenizer, tokens_T)
     first = tokens_T.size - shown
     sources_LxN = traces["source_LxN"]
@@ -95,7 +91,7 @@ def inspect(run: RunFiles, passage: str | None = None) -> Inspection:
     w_LxHxKxV = jnp.asarray(traces["w_LxHxKxV"])
     energies_squared_LxHxK = resonance.mode_energies_squared(w_LxHxKxV)
     return Inspection(
-        checkpoint=checkpoint,
+        checkpoint=f"{words} checkpoint, step {loaded.step:,}",
         dt=config.dt,
         gamma_LxTxP=traces["gamma_LxTxP"],
         pieces=pieces[first:],
@@ -110,34 +106,6 @@ def inspect(run: RunFiles, passage: str | None = None) -> Inspection:
         energies_LxHxK=np.asarray(jnp.sqrt(energies_squared_LxHxK)),
         mask_LxHxK=np.asarray(resonance.mode_weights(energies_squared_LxHxK, config.resonance.threshold)),
     )
-
-
-def _tokenizer(run: RunFiles) -> Tokenizer:
-    path = run.workdir / TOKENIZER_FILE
-    if not path.exists():
-        raise UserError(f"{path} is missing, so text cannot be turned into the model's tokens")
-    return load_tokenizer(path)
-
-
-def _restore(workdir: Path, abstract: Any) -> tuple[Any, str]:
-    for name, words in ((BEST, "best checkpoint"), (CHECKPOINTS, "newest checkpoint")):
-        if not (workdir / name).is_dir():
-            continue
-        directory = CheckpointDirectory(workdir / name, read_only=True)
-        try:
-            steps = directory.steps()
-            if steps:
-                return directory.restore_params(steps[-1], abstract), f"{words}, step {steps[-1]:,}"
-        finally:
-            directory.close()
-    raise UserError(f"{workdir} holds no checkpoint: train until one is saved")
-
-
-def _text(run: RunFiles, tokenizer: Tokenizer, passage: str | None) -> TokenStream:
-    if passage is not None:
-        return encode_documents(tokenizer, [passage])
-    assert run.config is not None
-    return load_corpus(run.config.data, tokenizer).valid
 
 
 def _stretch(text: TokenStream, config: ModelConfig, seq_len: int) -> tuple[np.ndarray, np.ndarray]:

@@ -18,6 +18,7 @@ from PIL import Image
 from pallas_kernels import hebbian_scan
 from phase2_jax.data.config import DataConfig
 from phase2_jax.errors import UserError
+from phase2_jax.inference.loading import load_model
 from phase2_jax.memory.config import ConsolidationConfig
 from phase2_jax.memory.hebbian import Writes
 from phase2_jax.model.config import ModelConfig
@@ -116,7 +117,7 @@ def test_two_runs_on_one_page(workdir: Path, tmp_path: Path, capsys: pytest.Capt
         with Image.open(io.BytesIO(base64.b64decode(picture))) as image:
             assert image.convert("L").getextrema() == (0, 255)
     assert "<td>model.resonance.threshold</td><td>0.1</td><td>0.25</td>" in page
-    assert "without holds no checkpoint: train until one is saved" in page
+    assert "without has no checkpoint yet: train for longer" in page
     assert page.count('class="passage"') == 1
 
 
@@ -125,10 +126,10 @@ def test_page_says_why_the_text_is_missing(workdir: Path, tmp_path: Path) -> Non
     copy = tmp_path / "run"
     shutil.copytree(workdir, copy)
     (copy / "tokenizer.json").unlink()
-    with pytest.raises(UserError, match="is missing, so text"):
+    with pytest.raises(UserError, match="tokenizer.* cannot be read"):
         inspect(read_runs([copy])[0])
     (copy / "config.json").unlink()
-    with pytest.raises(UserError, match="holds no config"):
+    with pytest.raises(UserError, match="holds no run"):
         inspect(read_runs([copy])[0])
 
 
@@ -140,9 +141,9 @@ def test_inspection_sees_what_the_model_does(run: RunFiles) -> None:
     # The last token before a multiple of the interval of 8.
     tokens_T = tokens_T[: tokens_T.size // 8 * 8 - 1]
     config = dataclasses.replace(run.config.model, vocab_size=256)
-    graphdef, abstract = nnx.split(nnx.eval_shape(lambda: LanguageModel(config, seq_len=16, rngs=nnx.Rngs(params=0))))
-    params, checkpoint = inspection._restore(run.workdir, abstract)
-    assert seen.checkpoint == checkpoint == "best checkpoint, step 4"
+    model = nnx.eval_shape(lambda: LanguageModel(config, seq_len=16, rngs=nnx.Rngs(params=0)))
+    graphdef, params = nnx.split(model)[0], load_model(run.workdir).params
+    assert seen.checkpoint == "best checkpoint, step 4"
     reset_1xT = jnp.asarray(np.arange(tokens_T.size)[None] == 0)
     logits, state, diagnostics = nnx.merge(graphdef, params)(
         jnp.asarray(tokens_T[None]), init_state(config, 1), reset_BxN=reset_1xT, trace=True
