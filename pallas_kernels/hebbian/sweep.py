@@ -204,8 +204,6 @@ def _scan_bwd(fused: Fused, residuals, cotangents):
     stored, deta = jnp.sum(of_k.collected, axis=1)
     anchors = jnp.sum(of_v.collected, axis=(0, -1))
     dlog_decay = gating.decay_cotangent(inside, read, stored, anchors, gates, num_tokens, inputs.v.dtype)
-    if inputs.reset is not None:
-        dlog_decay = jnp.where(inputs.reset[..., None], 0, dlog_decay)
     deta = jnp.moveaxis(deta.reshape(*deta.shape[:2], -1), 2, 1)[:, :num_tokens]
     dq, dk, dv = (swept.out[:, :num_tokens] for swept in (of_q, of_k, of_v))
     return Inputs(dq, dk, dv, dlog_decay, deta, None), of_v.end[:, :, 0]

@@ -67,7 +67,7 @@ def test_results_and_all_gradients(num_tokens, segment, dtype, rate, resets):
     ):
         assert relative(x, reference) < bound, name
     if reset is not None:
-        # A decay that a reset overrides is not used: exactly nothing, not what rounding leaves.
+        # A decay that a reset overrides is not used: exactly nothing, as every path across it has a factor of zero.
         assert not np.any(np.asarray(found[1][3])[np.asarray(reset)])
 
 
