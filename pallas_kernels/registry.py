@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -28,11 +29,13 @@ class Implementation:
     """One way to compute an operation.
 
     why_not(problem) is None where run computes the problem, otherwise what stands against it, for a user to read.
+    divisible: the compiler can divide it among devices; a kernel it can only repeat on each of them, for all the data.
     """
 
     name: str
     run: Callable[..., Any]
     why_not: Callable[[Problem], str | None]
+    divisible: bool = True
 
 
 def runs_anywhere(problem: Problem) -> str | None:
@@ -48,13 +51,33 @@ def default_device() -> Any:
     return jax.devices(chosen)[0]
 
 
+def compute_capability(device: Any) -> float:
+    """Of an NVIDIA GPU, such as 9.0; 0 of anything else."""
+    found = str(getattr(device, "compute_capability", ""))
+    return float(found) if re.fullmatch(r"\d+\.\d+", found) else 0.0
+
+
+def _may_be_divided() -> bool:
+    """Whether the compiler may divide a computation traced now among devices, as far as that is known while tracing.
+
+    Not with a single device, nor inside a `jax.shard_map` over all axes, where every device sees its part alone.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    manual = bool(mesh.axis_types) and set(mesh.axis_types) == {jax.sharding.AxisType.Manual}
+    return jax.device_count() > 1 and not manual
+
+
 def choose(operation: str, table: Sequence[Implementation], name: str | None, problem: Problem) -> Implementation:
     """The implementation called name, or with name None the first of table (fastest first) that can run problem.
+
+    Where the computation may be divided among devices, only divisible ones are taken with name None.
 
     Raises ValueError, with the reason, when name is unknown or cannot run problem.
     """
     if name is None:
-        return next(entry for entry in table if entry.why_not(problem) is None)
+        divided = _may_be_divided()
+        suited = (entry for entry in table if entry.divisible or not divided)
+        return next(entry for entry in suited if entry.why_not(problem) is None)
     for entry in table:
         if entry.name == name:
             reason = entry.why_not(problem)

@@ -14,8 +14,8 @@ from pallas_kernels.hebbian import chunked, naive, sweep
 def _why_not_mosaic(problem: registry.Problem) -> str | None:
     """What its kernel was checked with on a device."""
     device, widths = problem.device, (problem.shapes["q"][-1], problem.shapes["v"][-1])
-    if device.platform != "gpu" or float(getattr(device, "compute_capability", 0)) < 9:
-        return f"it needs an NVIDIA GPU from sm_90, this is {device}"
+    if int(registry.compute_capability(device)) != 9:
+        return f"it needs an NVIDIA GPU of sm_90, whose matrix instructions no other has, this is {device}"
     dtypes = {str(jnp.dtype(problem.dtypes[name])) for name in ("q", "k", "v")}
     if dtypes != {"bfloat16"}:
         return f"it takes bfloat16 q, k and v, got {', '.join(sorted(dtypes))}"
@@ -33,7 +33,7 @@ def _mosaic_scan(*arguments):
 
 def _why_not_triton(problem: registry.Problem) -> str | None:
     device, widths = problem.device, {problem.shapes["q"][-1], problem.shapes["v"][-1]}
-    if device.platform != "gpu" or float(getattr(device, "compute_capability", 0)) < 8:
+    if registry.compute_capability(device) < 8:
         return f"it needs an NVIDIA GPU from sm_80, this is {device}"
     dtypes = {str(jnp.dtype(problem.dtypes[name])) for name in ("q", "k", "v")}
     if dtypes not in ({"bfloat16"}, {"float32"}):
@@ -51,11 +51,11 @@ def _triton_scan(*arguments):
     return sweep.scan(*arguments, fused=triton.FUSED)
 
 
-# The first that can run a call is the default. The GPU kernels have to be asked for: vmap does not work with them yet.
+# Fastest first: the first that can run a call is the default.
 IMPLEMENTATIONS: tuple[registry.Implementation, ...] = (
+    registry.Implementation("mosaic", _mosaic_scan, _why_not_mosaic, divisible=False),
+    registry.Implementation("triton", _triton_scan, _why_not_triton, divisible=False),
     registry.Implementation("xla", chunked.scan, registry.runs_anywhere),
-    registry.Implementation("mosaic", _mosaic_scan, _why_not_mosaic),
-    registry.Implementation("triton", _triton_scan, _why_not_triton),
     registry.Implementation("naive", naive.scan, registry.runs_anywhere),
 )
 
@@ -126,7 +126,9 @@ def hebbian_scan(
       eta: strength of the write, a float or anything that broadcasts to (B, N, H).
       initial_state: (B, H, K, V), the memory before the first token; None is an empty one.
       reset: (B, N) bool; True wipes the memory just before that token.
-      implementation: "naive", "xla", "mosaic" (NVIDIA GPUs from sm_90), "triton" (from sm_80), or None for the default.
+      implementation: "naive", "xla", "mosaic" (NVIDIA GPUs of sm_90), "triton" (from sm_80), or None for the fastest
+        that can run the call; with several devices, outside a `jax.shard_map`, that is "xla", as the compiler cannot
+        divide the kernels among them.
 
     Returns:
       y (B, N, H, V) in v's dtype, read after the write of the same token, and the final state (B, H, K, V) in float32.

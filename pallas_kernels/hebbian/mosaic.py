@@ -46,13 +46,21 @@ def _launch(kinds: tuple[Kind, ...], operands: tuple[Operands, ...], gates: Gate
             else:
                 pl.when(lax.axis_index("sweep") == number)(run)
 
-    segments = operands[0].start.shape[2]
+    axes = {
+        "block": sizes.values // plan.values,
+        "stream": sizes.batch * sizes.heads,
+        "segment": operands[0].start.shape[2],
+        "sweep": len(kinds),
+    }
+    # A device takes 65,535 programs on any axis but the last; all before the last two are one to it.
+    many = axes["block"] * axes["stream"] > 65_535
+    order = ("block", "segment", "sweep", "stream") if many else tuple(axes)
     found = plgpu.kernel(
         kernel,
         out_type=flat_results,
         scratch_types=flat_scratch,
-        grid=(sizes.values // plan.values, sizes.batch * sizes.heads, segments, len(kinds)),
-        grid_names=("block", "stream", "segment", "sweep"),
+        grid=tuple(axes[name] for name in order),
+        grid_names=order,
         compiler_params=plgpu.CompilerParams(
             approx_math=True,
             lowering_semantics=plgpu.LoweringSemantics.Lane,

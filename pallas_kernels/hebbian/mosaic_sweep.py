@@ -24,6 +24,7 @@ from pallas_kernels.hebbian.mosaic_tiles import (
     accumulate,
     decayed_scores,
     decays,
+    load,
     masked,
     positions,
     products,
@@ -124,7 +125,7 @@ class Program:
             pl.when(step < self.steps)(functools.partial(self._fetch, jnp.int32(step)))
         self._fetch_x(jnp.int32(0))
         start = operands.start.at[self.batch, self.head, self.segment, :, self.columns]
-        state = lax.fori_loop(0, self.steps, self._step, plgpu.load(start, (), layout=MATRIX, optimized=False))
+        state = lax.fori_loop(0, self.steps, self._step, load(start, MATRIX, optimized=False))
         results.end.at[self.batch, self.head, self.segment, :, self.columns][...] = state
         plgpu.wait_smem_to_gmem(0)
 
@@ -163,7 +164,7 @@ class Program:
             self._at_anchor(chunk, fetch_state)
 
     def _load_x(self) -> jax.Array:
-        return plgpu.load(self.x, (), layout=MATRIX).astype(jnp.float32)
+        return load(self.x, MATRIX).astype(jnp.float32)
 
     def _step(self, step, state):
         """One chunk: the state after it."""
@@ -174,7 +175,7 @@ class Program:
         if kind.output:
             plgpu.wait_smem_to_gmem(0, wait_read_only=True)
             scratch.state[...] = state.astype(scratch.state.dtype)
-        values = plgpu.load(scratch.c.at[slot], (), layout=MATRIX).astype(jnp.float32)
+        values = load(scratch.c.at[slot], MATRIX).astype(jnp.float32)
         scratch.weighted[...] = (values * rows(factors.weight, self.tile)).astype(scratch.weighted.dtype)
         plgpu.commit_smem()
         if kind.collect == "states":

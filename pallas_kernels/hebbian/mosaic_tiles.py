@@ -21,6 +21,15 @@ MATRIX = plgpu.Layout.WGMMA
 _RANGE = 100.0
 
 
+# jax 0.10 wants an index apart from the reference, 0.11 warns of one and 0.12 takes none.
+_INDEX = ((),) if jax.__version_info__ < (0, 11) else ()
+
+
+def load(ref, layout, optimized: bool = True) -> jax.Array:
+    """A reference's values in registers."""
+    return plgpu.load(ref, *_INDEX, layout=layout, optimized=optimized)
+
+
 def rows(vector: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """A factor per row, over the whole matrix."""
     return lax.broadcast_in_dim(vector, shape, [0])
@@ -47,7 +56,7 @@ class Decays(NamedTuple):
 
 def decays(gates_ref, reverse: bool) -> Decays:
     """Of a chunk's gates (3, C): high and low sums of log2 decays, and eta."""
-    high, low, eta = (plgpu.load(gates_ref.at[n], (), layout=MATRIX.reduce(1)) for n in range(3))
+    high, low, eta = (load(gates_ref.at[n], MATRIX.reduce(1)) for n in range(3))
     last_high, last_low = gates_ref[0, CHUNK - 1], gates_ref[1, CHUNK - 1]
     total = last_high + last_low
     inside = total > -_RANGE
@@ -63,12 +72,12 @@ def decayed_scores(scores: jax.Array, gates_ref, reverse: bool) -> jax.Array:
     square = scores.shape
     parts = []
     for part in range(2):
-        row = rows(plgpu.load(gates_ref.at[part], (), layout=MATRIX.reduce(1)), square)
-        column = _columns(plgpu.load(gates_ref.at[part], (), layout=MATRIX.reduce(0)), square)
+        row = rows(load(gates_ref.at[part], MATRIX.reduce(1)), square)
+        column = _columns(load(gates_ref.at[part], MATRIX.reduce(0)), square)
         parts.append(column - row if reverse else row - column)
     scores = scores * jnp.exp2(parts[0] + parts[1])
     if not reverse:
-        scores = scores * _columns(plgpu.load(gates_ref.at[2], (), layout=MATRIX.reduce(0)), square)
+        scores = scores * _columns(load(gates_ref.at[2], MATRIX.reduce(0)), square)
     # Masked after exp2, which overflows on the other side of the diagonal: no gradient passes here.
     return masked(scores, reverse)
 

@@ -26,6 +26,7 @@ from typing import Any, NamedTuple, cast
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels.batching import over_rows
 from pallas_kernels.chunking import pad_tokens
 from pallas_kernels.hebbian import gates as gating
 from pallas_kernels.hebbian.decays import chunk_decays
@@ -170,23 +171,11 @@ def _plan(fused: Fused, inputs: Inputs, gates: Gates) -> Plan:
     )
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _scan(inputs: Inputs, initial, fused: Fused):
-    y, final, _ = _forward(inputs, initial, fused, keep=False)
-    return y, final
-
-
-def _scan_fwd(inputs: Inputs, initial, fused: Fused):
-    y, final, entries = _forward(inputs, initial, fused, keep=True)
-    return (y, final), (inputs, initial, entries)
-
-
-def _scan_bwd(fused: Fused, residuals, cotangents):
-    inputs, initial, entries = residuals
+def _backward(inputs: Inputs, initial, entries, dy, dfinal, fused: Fused):
+    """Cotangents of the inputs and of the initial state."""
     num_tokens = inputs.q.shape[1]
     gates = gating.prepare(inputs.log_decay, inputs.eta, inputs.reset)
-    q, k, v, dy = (pad_tokens(x, CHUNK) for x in (inputs.q, inputs.k, inputs.v, cotangents[0].astype(inputs.v.dtype)))
-    dfinal = cotangents[1]
+    q, k, v, dy = (pad_tokens(x, CHUNK) for x in (inputs.q, inputs.k, inputs.v, dy.astype(inputs.v.dtype)))
     plan = _plan(fused, inputs, gates)
     if plan.segment < gates.eta.shape[2]:
         starts = entries[:, :, :: plan.segment // ANCHOR].astype(jnp.float32)
@@ -207,6 +196,21 @@ def _scan_bwd(fused: Fused, residuals, cotangents):
     deta = jnp.moveaxis(deta.reshape(*deta.shape[:2], -1), 2, 1)[:, :num_tokens]
     dq, dk, dv = (swept.out[:, :num_tokens] for swept in (of_q, of_k, of_v))
     return Inputs(dq, dk, dv, dlog_decay, deta, None), of_v.end[:, :, 0]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _scan(inputs: Inputs, initial, fused: Fused):
+    y, final, _ = over_rows(functools.partial(_forward, fused=fused, keep=False))(inputs, initial)
+    return y, final
+
+
+def _scan_fwd(inputs: Inputs, initial, fused: Fused):
+    y, final, entries = over_rows(functools.partial(_forward, fused=fused, keep=True))(inputs, initial)
+    return (y, final), (inputs, initial, entries)
+
+
+def _scan_bwd(fused: Fused, residuals, cotangents):
+    return over_rows(functools.partial(_backward, fused=fused))(*residuals, *cotangents)
 
 
 _scan.defvjp(_scan_fwd, _scan_bwd)

@@ -8,6 +8,8 @@ The tiles are those of `mosaic.py`; Triton places them in registers and shared m
 
 from __future__ import annotations
 
+import inspect
+
 import jax
 import jax.numpy as jnp
 import jax_triton
@@ -17,6 +19,8 @@ import triton.language as tl
 from pallas_kernels.hebbian.gates import ANCHOR, CHUNK, Gates
 from pallas_kernels.hebbian.sweep import Fused, Kind, Operands, Plan, Swept, result_types, segment_chunks
 
+# Its name since jax-triton 0.4.
+_OUT_TYPE = "out_type" if "out_type" in inspect.signature(jax_triton.triton_call).parameters else "out_shape"
 _COLLECT = {"": 0, "states": 1, "paths": 2, "rows": 3, "anchors": 4}
 
 
@@ -47,9 +51,10 @@ def _sweep_kernel(
     OUTPUT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    block = tl.program_id(0)
-    stream = tl.program_id(1).to(tl.int64)
-    segment = tl.program_id(2)
+    # One axis for both: only the first may pass 65,535 programs.
+    block = tl.program_id(0) % (V // BV)
+    stream = (tl.program_id(0) // (V // BV)).to(tl.int64)
+    segment = tl.program_id(1)
     batch = stream // HEADS
     head = stream % HEADS
     dtype = b.dtype.element_ty
@@ -145,8 +150,7 @@ def _sweep(kind: Kind, operands: Operands, gates: Gates, plan: Plan) -> Swept:
         gates.eta,
         operands.start,
         kernel=_sweep_kernel,
-        out_shape=(types.out or nothing, types.end, types.collected or nothing),
-        grid=(values // plan.values, batch * heads, segments),
+        grid=(values // plan.values * batch * heads, segments),
         num_warps=4,
         num_stages=plan.stages,
         STREAMS=batch * heads,
@@ -163,6 +167,7 @@ def _sweep(kind: Kind, operands: Operands, gates: Gates, plan: Plan) -> Swept:
         COLLECT=_COLLECT[kind.collect],
         OUTPUT=kind.output,
         PRECISION="ieee",
+        **{_OUT_TYPE: (types.out or nothing, types.end, types.collected or nothing)},
     )
     return Swept(swept if kind.output else None, end, collected if kind.collect else None)
 

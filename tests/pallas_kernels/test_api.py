@@ -1,12 +1,15 @@
 """What the public functions refuse, and how they choose an implementation."""
 
 import dataclasses
+import importlib.util
 
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.sharding import PartitionSpec as P
 
 from pallas_kernels import hebbian_scan, hebbian_step, registry, resolvent_scan
+from pallas_kernels.hebbian import api as hebbian_api
 
 B, N, H, K, V = 2, 5, 3, 4, 6
 
@@ -114,3 +117,40 @@ def test_the_default_device_is_the_one_chosen_for_jax():
         assert registry.default_device() == cpu
     with jax.default_device("cpu"):
         assert registry.default_device() == cpu
+
+
+class Gpu:
+    def __init__(self, compute_capability: str):
+        self.platform, self.compute_capability = "gpu", compute_capability
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype", "widths", "chosen"),
+    [
+        ("9.0", jnp.bfloat16, (64, 128), "mosaic"),
+        ("9.0", jnp.float32, (64, 64), "triton"),
+        ("8.6", jnp.bfloat16, (64, 64), "triton"),
+        ("10.0", jnp.bfloat16, (64, 64), "triton"),
+        ("9.0", jnp.bfloat16, (16, 64), "xla"),
+        ("7.5", jnp.bfloat16, (64, 64), "xla"),
+        ("gfx942", jnp.bfloat16, (64, 64), "xla"),
+    ],
+)
+def test_a_gpu_takes_its_kernel_by_itself(monkeypatch, capability, dtype, widths, chosen):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    shapes = {"q": (B, N, H, widths[0]), "v": (B, N, H, widths[1])}
+    on_gpu = registry.Problem(Gpu(capability), shapes, dict.fromkeys(("q", "k", "v"), dtype))
+    table = hebbian_api.IMPLEMENTATIONS
+    assert registry.choose("scan", table, None, on_gpu).name == chosen
+    # Of several devices each would compute everything, except where its part has been given to it.
+    monkeypatch.setattr(jax, "device_count", lambda: 2)
+    assert registry.choose("scan", table, None, on_gpu).name == "xla"
+    inside = []
+
+    def part(x):
+        inside.append(registry.choose("scan", table, None, on_gpu).name)
+        return x
+
+    mesh = jax.sharding.Mesh(jax.devices()[:1], ("data",))
+    jax.jit(jax.shard_map(part, mesh=mesh, in_specs=P("data"), out_specs=P("data")))(jnp.ones(2))
+    assert set(inside) == {chosen}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import jax
@@ -71,8 +72,102 @@ def test_results_and_all_gradients(num_tokens, segment, dtype, rate, resets):
         assert not np.any(np.asarray(found[1][3])[np.asarray(reset)])
 
 
-@pytest.mark.parametrize(("name", "oldest"), [("mosaic", "sm_90"), ("triton", "sm_80")])
-def test_a_gpu_kernel_says_why_it_cannot_run_here(name, oldest):
+def launched(kinds, operands, gates, plan):
+    """The tiles behind a wall as a kernel's: nothing inside is mapped over or differentiated."""
+
+    @jax.custom_batching.custom_vmap
+    def kernel(operands, gates):
+        return tiled.run(kinds, operands, gates, plan)
+
+    @kernel.def_vmap
+    def refuse(axis_size, in_batched, operands, gates):
+        raise AssertionError("a kernel cannot be mapped over")
+
+    return kernel(operands, gates)
+
+
+OPAQUE = dataclasses.replace(tiled.fused(4), backend=launched)
+
+
+def mapped(scan, q, k, v, log_decay, eta, initial):
+    """Over a first axis of all but eta and the initial state; k is mapped along its second axis."""
+    return jax.vmap(scan, in_axes=(0, 1, 0, 0, None, None))(q, jnp.moveaxis(k, 0, 1), v, log_decay, eta, initial)
+
+
+def twice_mapped(scan, *arguments):
+    one = jax.vmap(scan, in_axes=(None, 0, None, None, None, None))
+    return mapped(lambda q, k, *rest: one(q, jnp.stack([k, k / 2]), *rest), *arguments)
+
+
+def scanned(scan, q, k, v, log_decay, eta, initial):
+    """Layers of a lax.scan with rematerialisation, the memory carried along."""
+
+    def layer(state, xs):
+        y, state = jax.checkpoint(scan)(*xs, eta, state)
+        return state, y
+
+    state, y = jax.lax.scan(layer, initial, (q, k, v, log_decay))
+    return y, state
+
+
+def mapped_and_scanned(scan, q, k, v, log_decay, eta, initial):
+    initials = jnp.stack([initial, 2 * initial])
+    return jax.vmap(lambda initial: scanned(scan, q, k, v, log_decay, eta, initial))(initials)
+
+
+def gradients_of_the_mapped(transform, scan, *arguments):
+    def loss(*arguments):
+        return sum(jnp.sum(jnp.sin(x)) for x in transform(scan, *arguments))
+
+    return jax.grad(loss, argnums=tuple(range(6)))(*arguments)
+
+
+def mapped_gradients(scan, *arguments):
+    def gradients(*arguments):
+        return gradients_of_the_mapped(lambda scan, *a: scan(*a), scan, *arguments)
+
+    return mapped(gradients, *arguments)
+
+
+def mapped_pullback(scan, q, k, v, log_decay, eta, initial):
+    """Several cotangents of one scan, as for a Jacobian."""
+    (y, final), pullback = jax.vjp(scan, q[0], k[0], v[0], log_decay[0], eta, initial)
+    return jax.vmap(pullback)((jnp.stack([y, jnp.cos(y)]), jnp.stack([final, 1 - final])))
+
+
+@pytest.mark.parametrize(
+    "compute",
+    [
+        mapped,
+        twice_mapped,
+        mapped_and_scanned,
+        mapped_gradients,
+        mapped_pullback,
+        *(
+            pytest.param(functools.partial(gradients_of_the_mapped, transform), id=f"gradients_of_{transform.__name__}")
+            for transform in (mapped, twice_mapped, scanned, mapped_and_scanned)
+        ),
+    ],
+)
+def test_transformations_reach_kernels_that_have_no_rules(compute):
+    rng = np.random.default_rng(0)
+    rows, num_tokens = (3, 2), 300
+    shapes = [(*rows, num_tokens, 2, 4)] * 3 + [(*rows, num_tokens, 2), (2, num_tokens, 2), (2, 2, 4, 4)]
+    arguments = [jnp.asarray(rng.normal(size=shape) / 2, jnp.float32) for shape in shapes]
+    arguments[3] = -jnp.abs(arguments[3])
+    reset = jnp.asarray(rng.random((2, num_tokens)) < 0.02)
+    scans = (functools.partial(sweep.scan, fused=OPAQUE), naive.scan)
+    found, expected = (
+        jax.jit(functools.partial(compute, functools.partial(scan, reset_BxN=reset)))(*arguments) for scan in scans
+    )
+    # Both in float32, some hundred terms added in another order.
+    for x, reference in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        assert x.shape == reference.shape
+        assert relative(x, reference) < 3e-6
+
+
+@pytest.mark.parametrize(("name", "needed"), [("mosaic", "of sm_90"), ("triton", "from sm_80")])
+def test_a_gpu_kernel_says_why_it_cannot_run_here(name, needed):
     x = jnp.zeros((1, 4, 1, 64), jnp.bfloat16)
-    with pytest.raises(ValueError, match=f"needs an NVIDIA GPU from {oldest}"):
+    with pytest.raises(ValueError, match=f"needs an NVIDIA GPU {needed}"):
         hebbian_scan(x, x, x, jnp.zeros((1, 4, 1)), 1.0, implementation=name)

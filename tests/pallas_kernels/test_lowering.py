@@ -1,0 +1,68 @@
+"""The Mosaic kernels lowered for a GPU on a machine without one: layouts, shared memory, and the interfaces of jax."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import AbstractDevice, AbstractMesh
+
+from pallas_kernels.hebbian import mosaic, sweep
+
+HOPPER = AbstractMesh(
+    (1,), ("x",), abstract_device=AbstractDevice(device_kind="NVIDIA H200", num_cores=132, platform="cuda")
+)
+
+
+def arguments(batch: int, num_tokens: int, heads: int, keys: int, values: int, lead: tuple[int, ...] = ()):
+    def of(*shape, dtype=jnp.float32):
+        return jax.ShapeDtypeStruct((*lead, *shape), dtype)
+
+    gates = (batch, num_tokens, heads)
+    vectors = (of(*gates, width, dtype=jnp.bfloat16) for width in (keys, keys, values))
+    return *vectors, of(*gates), of(*gates), of(batch, heads, keys, values), of(*gates[:2], dtype=jnp.bool_)
+
+
+def scan(*inputs):
+    return sweep.scan(*inputs, fused=mosaic.FUSED)
+
+
+def gradients(*inputs):
+    (y, final), pullback = jax.vjp(lambda *differentiable: scan(*differentiable, inputs[6]), *inputs[:6])
+    return pullback((y, final))
+
+
+def launches(function, inputs) -> int:
+    with jax.sharding.use_abstract_mesh(HOPPER):
+        lowered = jax.jit(function).trace(*inputs).lower(lowering_platforms=("cuda",))
+    # Functions that are called twice are lowered once.
+    return lowered.as_text().count("stablehlo.custom_call @mosaic_gpu_v2")
+
+
+# (B, N, H, K, V): 2 and 4 programs are cut into segments, which takes a sweep more in each direction.
+@pytest.mark.parametrize(
+    ("function", "sizes", "lead", "expected"),
+    [
+        (scan, (40, 70, 2, 64, 64), (), 1),
+        (scan, (1, 1000, 2, 128, 128), (), 2),
+        (scan, (65_536, 64, 1, 64, 64), (), 1),
+        (scan, (1, 1000, 2, 64, 64), (3, 2), 2),
+        (gradients, (40, 70, 2, 64, 64), (), 2),
+        # K and V that differ: three launches in place of one backward.
+        (gradients, (1, 600, 2, 128, 64), (), 6),
+        (gradients, (1, 1000, 2, 128, 128), (2,), 4),
+    ],
+)
+def test_lowers_for_a_gpu(function, sizes, lead, expected):
+    for _ in lead:
+        function = jax.vmap(function)
+    assert launches(function, arguments(*sizes, lead=lead)) == expected
+
+
+def test_what_a_gpu_cannot_hold_is_refused():
+    plan = sweep.Plan(values=64, stages=8, segment=4)
+    deep = sweep.Fused(mosaic.run, lambda *_: plan)
+    with pytest.raises(ValueError, match="shared memory"):
+        launches(functools.partial(sweep.scan, fused=deep), arguments(1, 64, 1, 128, 128))
