@@ -1,10 +1,11 @@
-"""Time of the Hebbian scan on a GPU, forward and forward with backward, beside the time its bytes need.
+"""Time and memory of the Hebbian scan on a GPU, forward and forward with backward, beside its floor and its peers.
 
     python benchmarks/kernels.py                                  # all implementations that run on this device
     python benchmarks/kernels.py --implementations=mosaic --shapes=8x16x4096x64
 
 Times are sums over all kernels of a call (CUPTI), median of the iterations, so launch gaps do not count. The floor is
-what must move, every input read and every output written once, at --bandwidth.
+what must move, every input read and every output written once, at --bandwidth. Memory is the most that forward with
+backward holds beyond its inputs. Kernels of other projects that are installed are timed first (peers.py).
 """
 
 import statistics
@@ -14,6 +15,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import peers
 from absl import app, flags
 from jax.experimental.mosaic.gpu import profiler
 
@@ -24,6 +26,9 @@ _SHAPES = flags.DEFINE_list(
 )
 _IMPLEMENTATIONS = flags.DEFINE_list("implementations", ["xla", "mosaic", "triton"], "What to time.")
 _BANDWIDTH = flags.DEFINE_float("bandwidth", 4.3e12, "Bytes per second of the device, as a copy measures it.")
+_PEERS = flags.DEFINE_integer(
+    "peers", 300, "Seconds a shape for the kernels of others, their tuning included; 0: none."
+)
 _ITERATIONS = flags.DEFINE_integer("iterations", 20, "Timed calls.")
 
 
@@ -39,39 +44,52 @@ def _both(scan: Callable, arguments: tuple[jax.Array, ...], dy: jax.Array) -> An
     return y, pullback((dy, jnp.zeros_like(final)))
 
 
-def _milliseconds(function: Callable, *arguments: Any) -> float:
-    compiled = jax.jit(function)
-    jax.block_until_ready(compiled(*arguments))
+def _milliseconds(compiled: jax.stages.Compiled, *arguments: Any) -> float:
     _, times = profiler.measure(compiled, iterations=_ITERATIONS.value)(*arguments)
     assert times is not None
     return statistics.median(times)
 
 
+def _row(name: str, forward: float, both: float, size: float | None = None) -> None:
+    memory = "" if size is None else f" {size / 2**20:8.0f}"
+    print(f"    {name:13} {forward:8.3f} {both:8.3f}{memory}", flush=True)
+
+
 def _time(name: str, batch: int, heads: int, num_tokens: int, width: int) -> None:
     scan = partial(hebbian_scan, implementation=name)
     arguments = _arguments(batch, heads, num_tokens, width)
+    dy = arguments[2]
     try:
-        forward = _milliseconds(scan, *arguments)
+        forward = jax.jit(scan).lower(*arguments).compile()
     except ValueError as error:
-        print(f"    {name:8} {error}")
+        print(f"    {name:13} {error}")
         return
-    both = _milliseconds(partial(_both, scan), arguments, arguments[2])
-    print(f"    {name:8} {forward:8.3f} {both:8.3f}", flush=True)
+    both = jax.jit(partial(_both, scan)).lower(arguments, dy).compile()
+    memory = both.memory_analysis()
+    held = None if memory is None else memory.temp_size_in_bytes + memory.output_size_in_bytes
+    _row(name, _milliseconds(forward, *arguments), _milliseconds(both, arguments, dy), held)
 
 
 def main(argv: list[str]) -> None:
     del argv
-    print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}, bfloat16; ms forward, forward + backward")
+    # Before this process takes the device's memory.
+    others = {shape: peers.measure(shape, _PEERS.value) if _PEERS.value else [] for shape in _SHAPES.value}
+    print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}, bfloat16; ms forward, forward + backward, MiB")
     for shape in _SHAPES.value:
         sizes = tuple(int(size) for size in shape.split("x"))
         batch, heads, num_tokens, width = sizes
         rows = batch * heads * num_tokens
         # q, k, v, y and their cotangents in bfloat16; the decay and its cotangent in float32.
         forward, backward = rows * (8 * width + 4), rows * (14 * width + 8)
-        floors = (1e3 * count / _BANDWIDTH.value for count in (forward, forward + backward))
-        print(f"B x H x N x width {shape}\n    {'floor':8} " + " ".join(f"{floor:8.3f}" for floor in floors))
+        print(f"B x H x N x width {shape}")
+        _row("floor", *(1e3 * count / _BANDWIDTH.value for count in (forward, forward + backward)))
         for name in _IMPLEMENTATIONS.value:
             _time(name, *sizes)
+        for peer in others[shape]:
+            if "why_not" in peer:
+                print(f"    {peer['name']:13} {peer['why_not']}")
+            else:
+                _row(peer["name"], peer["forward"], peer["both"], peer["bytes"])
 
 
 if __name__ == "__main__":
