@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+
+from pallas_kernels import registry
+
+# Steps of a walk that a GPU runs as one kernel: a step is a few operations on small arrays, a kernel's launch dearer.
+WALK_UNROLL = 16
 
 
 def lane_chunk_length(num_tokens: int) -> int:
@@ -15,6 +22,12 @@ def lane_chunk_length(num_tokens: int) -> int:
     least at C = sqrt(N / 2).
     """
     return min(num_tokens, math.ceil(math.sqrt(num_tokens / 2)))
+
+
+def walk(body: Callable[..., Any], start: Any, steps: Any, reverse: bool = False) -> tuple[Any, Any]:
+    """jax.lax.scan for bodies of a few elementwise operations."""
+    unroll = 1 if registry.default_device().platform == "cpu" else WALK_UNROLL
+    return jax.lax.scan(body, start, steps, reverse=reverse, unroll=unroll)
 
 
 def pad_tokens(x: jax.Array, chunk: int, value: float = 0.0) -> jax.Array:

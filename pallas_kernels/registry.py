@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -55,6 +56,15 @@ def compute_capability(device: Any) -> float:
     """Of an NVIDIA GPU, such as 9.0; 0 of anything else."""
     found = str(getattr(device, "compute_capability", ""))
     return float(found) if re.fullmatch(r"\d+\.\d+", found) else 0.0
+
+
+def why_not_triton(problem: Problem) -> str | None:
+    """What stands against any Triton kernel."""
+    if compute_capability(problem.device) < 8:
+        return f"it needs an NVIDIA GPU from sm_80, this is {problem.device}"
+    if importlib.util.find_spec("jax_triton") is None:
+        return "jax-triton is not installed; the extras cuda12 and cuda13 bring it"
+    return None
 
 
 def _may_be_divided() -> bool:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-
 import jax
 import jax.numpy as jnp
 
@@ -32,17 +30,13 @@ def _mosaic_scan(*arguments):
 
 
 def _why_not_triton(problem: registry.Problem) -> str | None:
-    device, widths = problem.device, {problem.shapes["q"][-1], problem.shapes["v"][-1]}
-    if registry.compute_capability(device) < 8:
-        return f"it needs an NVIDIA GPU from sm_80, this is {device}"
+    widths = {problem.shapes["q"][-1], problem.shapes["v"][-1]}
     dtypes = {str(jnp.dtype(problem.dtypes[name])) for name in ("q", "k", "v")}
     if dtypes not in ({"bfloat16"}, {"float32"}):
         return f"it takes q, k and v all bfloat16 or all float32, got {', '.join(sorted(dtypes))}"
     if not widths <= {32, 64, 128} or (dtypes == {"float32"} and max(widths) > 64):
         return f"it takes K and V of 32, 64 or, in bfloat16, 128, got {sorted(widths)}"
-    if importlib.util.find_spec("jax_triton") is None:
-        return "jax-triton is not installed; the extras cuda12 and cuda13 bring it"
-    return None
+    return registry.why_not_triton(problem)
 
 
 def _triton_scan(*arguments):

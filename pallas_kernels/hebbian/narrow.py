@@ -10,7 +10,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.chunking import from_lanes, lane_chunk_length, pad_tokens, to_lanes
+from pallas_kernels.chunking import from_lanes, lane_chunk_length, pad_tokens, to_lanes, walk
 from pallas_kernels.hebbian.decays import decayed
 
 # Largest K V for which this form is the faster one (measured on CPU).
@@ -34,7 +34,7 @@ def _walk_chunks(log_decay, cut, added, reverse: bool):
         return carry, carry
 
     start = jax.tree.map(lambda x: jnp.zeros_like(x[0]), (added, log_decay, cut))
-    _, walked = jax.lax.scan(body, start, (log_decay, cut, added), reverse=reverse)
+    _, walked = walk(body, start, (log_decay, cut, added), reverse=reverse)
     return walked
 
 
@@ -51,7 +51,7 @@ def _recurrence(log_decay_BxNxH, cut_BxNx1, added_BxNxHxKxV, initial_BxHxKxV, re
         return _keep(log_fade_m, gone_m, state) + local_m, state
 
     chunks_first = jax.tree.map(lambda x: jnp.moveaxis(x[last], 1, 0), (local, log_fade, gone))
-    _, entries = jax.lax.scan(across, initial_BxHxKxV, chunks_first, reverse=reverse)
+    _, entries = walk(across, initial_BxHxKxV, chunks_first, reverse=reverse)
     states = local + _keep(log_fade, gone, jnp.moveaxis(entries, 0, 1))
     return from_lanes(states, num_tokens)
 

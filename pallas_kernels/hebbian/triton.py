@@ -8,19 +8,15 @@ The tiles are those of `mosaic.py`; Triton places them in registers and shared m
 
 from __future__ import annotations
 
-import inspect
-
 import jax
 import jax.numpy as jnp
-import jax_triton
 import triton
 import triton.language as tl
 
 from pallas_kernels.hebbian.gates import ANCHOR, CHUNK, Gates
 from pallas_kernels.hebbian.sweep import Fused, Kind, Operands, Plan, Swept, result_types, segment_chunks
+from pallas_kernels.triton_call import launch
 
-# Its name since jax-triton 0.4.
-_OUT_TYPE = "out_type" if "out_type" in inspect.signature(jax_triton.triton_call).parameters else "out_shape"
 _COLLECT = {"": 0, "states": 1, "paths": 2, "rows": 3, "anchors": 4}
 
 
@@ -141,15 +137,11 @@ def _sweep(kind: Kind, operands: Operands, gates: Gates, plan: Plan) -> Swept:
     values, segments = operands.c.shape[-1], operands.start.shape[2]
     nothing = jax.ShapeDtypeStruct((1,), jnp.float32)
     types = result_types(kind, operands, gates, plan)
-    swept, end, collected = jax_triton.triton_call(
-        operands.a,
-        operands.b,
-        operands.c,
-        operands.start if operands.x is None else operands.x,
-        gates.sums,
-        gates.eta,
-        operands.start,
-        kernel=_sweep_kernel,
+    inputs = (operands.a, operands.b, operands.c, operands.start if operands.x is None else operands.x)
+    swept, end, collected = launch(
+        _sweep_kernel,
+        (*inputs, gates.sums, gates.eta, operands.start),
+        (types.out or nothing, types.end, types.collected or nothing),
         grid=(values // plan.values * batch * heads, segments),
         num_warps=4,
         num_stages=plan.stages,
@@ -167,7 +159,6 @@ def _sweep(kind: Kind, operands: Operands, gates: Gates, plan: Plan) -> Swept:
         COLLECT=_COLLECT[kind.collect],
         OUTPUT=kind.output,
         PRECISION="ieee",
-        **{_OUT_TYPE: (types.out or nothing, types.end, types.collected or nothing)},
     )
     return Swept(swept if kind.output else None, end, collected if kind.collect else None)
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from pallas_kernels import registry
 from pallas_kernels.complex_pairs import Pair
-from pallas_kernels.resolvent import chunked, naive
+from pallas_kernels.resolvent import chunked, lanes, naive
 
 MODES = ("causal", "bidirectional")
 
@@ -26,9 +26,27 @@ class _Forms:
         return self.causal(x, u, initial_g) if mode == "causal" else self.bidirectional(x, u)
 
 
-# Fastest first. A GPU kernel is one more entry, with a why_not that knows its devices, shapes and dtypes.
+def _why_not_triton(problem: registry.Problem) -> str | None:
+    if problem.dtypes["state"] != jnp.float32:
+        return f"it computes in float32, not {jnp.dtype(problem.dtypes['state'])}"
+    return registry.why_not_triton(problem)
+
+
+def _triton_scan(x: Pair, u: jax.Array, initial_g: Pair) -> Pair:
+    # Imported on use: it needs jax-triton.
+    from pallas_kernels.resolvent import triton
+
+    return lanes.scan(x, u, initial_g, backend=triton.BACKEND)
+
+
+def _triton_diagonal(x: Pair, u: jax.Array) -> Pair:
+    return chunked.diagonal(x, u, causal=_triton_scan)
+
+
+# The first that can run a call is the default; what comes after xla has to be asked for.
 IMPLEMENTATIONS: tuple[registry.Implementation, ...] = (
     registry.Implementation("xla", _Forms(chunked.scan, chunked.diagonal), registry.runs_anywhere),
+    registry.Implementation("triton", _Forms(_triton_scan, _triton_diagonal), _why_not_triton, divisible=False),
     registry.Implementation("naive", _Forms(naive.scan, naive.diagonal), registry.runs_anywhere),
 )
 
@@ -95,7 +113,7 @@ def resolvent_scan(
       z_re, z_im: (H,), energy and its imaginary part eps.
       initial_g: the pair (re, im) of (B, H) from the token before the first, in mode "causal" only; None is zero.
       reset: (B, N) bool; True cuts the coupling between that token and the one before it.
-      implementation: "naive", "xla", or None for the fastest that can run the call.
+      implementation: "naive", "xla", "triton" (NVIDIA GPUs from sm_80, float32), or None for the default, "xla".
 
     Returns:
       g_re, g_im (B, N, H) and final_g, the pair of their last tokens (None in mode "bidirectional"). Everything is

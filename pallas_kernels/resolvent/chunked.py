@@ -17,12 +17,13 @@ differentiation holds.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
 from pallas_kernels import complex_pairs as cp
-from pallas_kernels.chunking import from_lanes, lane_chunk_length, pad_tokens, to_lanes
+from pallas_kernels.chunking import from_lanes, lane_chunk_length, pad_tokens, to_lanes, walk
 from pallas_kernels.complex_pairs import Pair
 
 
@@ -53,7 +54,7 @@ def _chunk_maps(x: Pair, u_CxBxMxH: jax.Array) -> tuple[Pair, Pair, Pair]:
     kappa = cp.scale(u_CxBxMxH[0], first)
     start = (first, cp.multiply(kappa, first), kappa)
     rest = ((x[0][1:], x[1][1:]), u_CxBxMxH[1:])
-    maps, _ = jax.lax.scan(body, start, rest)
+    maps, _ = walk(body, start, rest)
     return maps
 
 
@@ -67,7 +68,7 @@ def _entry_values(maps: tuple[Pair, Pair, Pair], initial_g: Pair) -> Pair:
         return cp.add(g_nn, passed), g
 
     chunks_first = jax.tree.map(lambda a: jnp.moveaxis(a, 1, 0), maps)
-    _, entries = jax.lax.scan(body, initial_g, chunks_first)
+    _, entries = walk(body, initial_g, chunks_first)
     return jnp.moveaxis(entries[0], 0, 1), jnp.moveaxis(entries[1], 0, 1)
 
 
@@ -82,7 +83,7 @@ def _forward(x: Pair, u: jax.Array, initial_g: Pair, chunk: int) -> Pair:
         g = _site(x_t, u_t, g)
         return g, g
 
-    _, g = jax.lax.scan(body, entries, (x_lanes, u_lanes))
+    _, g = walk(body, entries, (x_lanes, u_lanes))
     return _tokens(g, num_tokens)
 
 
@@ -100,7 +101,7 @@ def _reverse_linear(factor: Pair, added: Pair, chunk: int) -> Pair:
 
     zero = jnp.zeros_like(lanes[0][0][0])
     start = ((zero, zero), (zero + 1, zero))
-    _, (local, fade) = jax.lax.scan(inside, start, lanes, reverse=True)
+    _, (local, fade) = walk(inside, start, lanes, reverse=True)
 
     def across(lam, xs):
         local_m, fade_m = xs
@@ -108,7 +109,7 @@ def _reverse_linear(factor: Pair, added: Pair, chunk: int) -> Pair:
 
     firsts = jax.tree.map(lambda a: jnp.moveaxis(a[0], 1, 0), (local, fade))
     nothing = (zero[:, 0], zero[:, 0])
-    _, coming = jax.lax.scan(across, nothing, firsts, reverse=True)
+    _, coming = walk(across, nothing, firsts, reverse=True)
     coming = jnp.moveaxis(coming[0], 0, 1), jnp.moveaxis(coming[1], 0, 1)
     return _tokens(cp.add(local, cp.multiply(fade, coming)), num_tokens)
 
@@ -174,8 +175,8 @@ def _join_sides_bwd(residuals, cotangent: Pair):
 _join_sides.defvjp(_join_sides_fwd, _join_sides_bwd)
 
 
-def diagonal(x: Pair, u_BxNxH: jax.Array, *, chunk: int | None = None) -> Pair:
-    """The exact diagonal G_tt, as naive.diagonal: both continued fractions in one scan of twice the batch."""
+def diagonal(x: Pair, u_BxNxH: jax.Array, *, causal: Callable[[Pair, jax.Array, Pair], Pair] = scan) -> Pair:
+    """The exact diagonal G_tt, as naive.diagonal: both continued fractions in one causal scan of twice the batch."""
     batch = u_BxNxH.shape[0]
     u = u_BxNxH.at[:, 0].set(0)
     u_after = jnp.concatenate([u[:, 1:], jnp.zeros_like(u[:, :1])], axis=1)
@@ -185,7 +186,7 @@ def diagonal(x: Pair, u_BxNxH: jax.Array, *, chunk: int | None = None) -> Pair:
     )
     both_u = jnp.concatenate([u, jnp.flip(u_after, 1)])
     zero = jnp.zeros_like(both_u[:, 0])
-    sides = scan(both_x, both_u, (zero, zero), chunk=chunk)
+    sides = causal(both_x, both_u, (zero, zero))
     left_re, left_im = (jnp.pad(part[:batch, :-1], ((0, 0), (1, 0), (0, 0))) for part in sides)
     right_re, right_im = (jnp.pad(jnp.flip(part[batch:, :-1], 1), ((0, 0), (0, 1), (0, 0))) for part in sides)
     return _join_sides(x, u, u_after, (left_re, left_im), (right_re, right_im))

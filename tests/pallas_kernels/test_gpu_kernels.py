@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from pallas_kernels import hebbian_scan
+from pallas_kernels import hebbian_scan, resolvent_scan
 from pallas_kernels.hebbian import naive
 from phase2_jax.model.config import ModelConfig
 from phase2_jax.model.language_model import LanguageModel, init_state
@@ -24,8 +24,22 @@ def with_gradients(scan, arguments, cotangents):
     return results, pullback(cotangents)
 
 
+def in_two_halves(scan):
+    """scan, mapped over two halves of the batch."""
+
+    def mapped(*arguments, reset):
+        def half(reset, *arguments):
+            return scan(*arguments, reset=reset)
+
+        halves = jax.tree.map(lambda x: x.reshape(2, -1, *x.shape[1:]), (reset, *arguments))
+        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), jax.vmap(half)(*halves))
+
+    return mapped
+
+
 # (B, N, H): 8 streams are cut into segments, 66 are not; lengths are no multiples of a chunk. Rates from slow memories
 # to chunks whose decays leave the range of the factored form, and resets, which always do.
+@pytest.mark.parametrize("mapped", [False, True])
 @pytest.mark.parametrize(
     ("name", "dtype", "sizes", "widths", "rate", "resets"),
     [
@@ -38,7 +52,9 @@ def with_gradients(scan, arguments, cotangents):
         ("triton", jnp.float32, (1, 300, 2), (32, 64), 0.05, True),
     ],
 )
-def test_kernel_follows_the_law(name, dtype, sizes, widths, rate, resets):
+def test_kernel_follows_the_law(name, dtype, sizes, widths, rate, resets, mapped):
+    if mapped and sizes[0] % 2:
+        pytest.skip("a batch of one has no halves")
     rng = np.random.default_rng(0)
     (keys, values), (batch, _, heads) = widths, sizes
     vectors = [jnp.asarray(rng.normal(size=(*sizes, width)), dtype) for width in (keys, keys, values)]
@@ -48,9 +64,9 @@ def test_kernel_follows_the_law(name, dtype, sizes, widths, rate, resets):
     reset = jnp.asarray(rng.random(sizes[:2]) < 0.02) if resets else None
     arguments = (*vectors, log_decay, eta, initial)
     cotangents = (jnp.asarray(rng.normal(size=(*sizes, values)), dtype), initial[::-1] + 1)
-    kernel = jax.jit(
-        functools.partial(with_gradients, functools.partial(hebbian_scan, reset=reset, implementation=name))
-    )
+    scan = functools.partial(hebbian_scan, implementation=name)
+    scan = functools.partial(in_two_halves(scan) if mapped else scan, reset=reset)
+    kernel = jax.jit(functools.partial(with_gradients, scan))
     found, again = (jax.tree.leaves(kernel(arguments, cotangents)) for _ in range(2))
     with jax.enable_x64(True), jax.default_device(jax.devices("cpu")[0]):
         wide = jax.tree.map(lambda x: jnp.asarray(np.asarray(x, np.float64)), (arguments, cotangents))
@@ -65,6 +81,62 @@ def test_kernel_follows_the_law(name, dtype, sizes, widths, rate, resets):
         assert np.array_equal(x, np.asarray(same, np.float64)), f"{label} is not the same twice"
     print(errors)
     assert max(errors.values()) < bound, errors
+
+
+@pytest.mark.parametrize("name", ["mosaic", "triton"])
+def test_more_streams_than_an_axis_of_programs_holds(name):
+    batch, width = 66_000, 64
+    keys = jax.random.split(jax.random.key(0), 3)
+    q, k, v = (jax.random.normal(key, (batch, 1, 1, width), jnp.bfloat16) for key in keys)
+    y, final = jax.jit(functools.partial(hebbian_scan, implementation=name))(q, k, v, jnp.zeros((batch, 1, 1)), 1.0)
+    reference = jnp.sum(q.astype(jnp.float32) * k, axis=-1, keepdims=True) * v
+    # One rounding of the scores and one of the result to bfloat16.
+    assert float(jnp.linalg.norm(y - reference) / jnp.linalg.norm(reference)) < 5e-3
+    last_k, last_v = (x[-1, 0, 0].astype(jnp.float32) for x in (k, v))
+    np.testing.assert_array_equal(final[-1, 0], jnp.outer(last_k, last_v))
+
+
+def test_the_default_is_a_kernel():
+    if jax.device_count() > 1:
+        pytest.skip("with several devices the compiler divides the plain form among them")
+    x = jax.ShapeDtypeStruct((2, 128, 2, 64), jnp.bfloat16)
+    gate = jax.ShapeDtypeStruct((2, 128, 2), jnp.float32)
+    text = jax.jit(hebbian_scan).lower(x, x, x, gate, gate).as_text()
+    assert "mosaic_gpu" in text or "triton" in text
+
+
+# (B, N, H): chunks that a sequence does not fill, more than one program, chunks longer than 32 tokens.
+@pytest.mark.parametrize("mode", ["causal", "bidirectional"])
+@pytest.mark.parametrize(("sizes", "damping"), [((2, 7, 3), 0.1), ((4, 1000, 8), 0.1), ((2, 40_000, 2), 1.0)])
+@pytest.mark.parametrize("mapped", [False, True])
+def test_the_resolvent_kernel_follows_the_law(mode, sizes, damping, mapped):
+    rng = np.random.default_rng(0)
+    batch, _, heads = sizes
+    v, rates = rng.normal(size=sizes), damping * rng.uniform(0.5, 1.5, size=sizes)
+    u, reset = rng.uniform(0, 1.5, size=sizes), rng.random(sizes[:2]) < 0.02
+    initial = rng.normal(size=(batch, heads)), np.abs(rng.normal(size=(batch, heads)))
+    arguments = jax.tree.map(lambda x: np.asarray(x, np.float32), (v, rates, u, initial))
+    cotangent = tuple(np.asarray(rng.normal(size=sizes), np.float32) for _ in range(2))
+
+    def scan(name):
+        def plain(v, rates, u, initial, *, reset):
+            initial, zero = initial if mode == "causal" else None, jnp.zeros(heads, v.dtype)
+            options = {"reset": reset, "mode": mode, "implementation": name}
+            return resolvent_scan(v, rates, u, zero, zero, initial, **options)[:2]
+
+        chosen = in_two_halves(plain) if mapped and name == "triton" else plain
+        return functools.partial(with_gradients, functools.partial(chosen, reset=jnp.asarray(reset)))
+
+    kernel = jax.jit(scan("triton"))
+    found, again = (jax.tree.leaves(kernel(arguments, cotangent)) for _ in range(2))
+    with jax.enable_x64(True), jax.default_device(jax.devices("cpu")[0]):
+        wide = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), (arguments, cotangent))
+        expected = jax.tree.leaves(jax.jit(scan("naive"))(*wide))
+    for x, same, reference in zip(found, again, expected, strict=True):
+        reference = np.asarray(reference)
+        # Rounding of float32, amplified by |g| up to 20, squared in the gradients.
+        assert np.linalg.norm(np.asarray(x, np.float64) - reference) <= 1e-5 * np.linalg.norm(reference) + 1e-12
+        assert np.array_equal(x, same)
 
 
 @pytest.mark.parametrize("name", ["mosaic", "triton"])

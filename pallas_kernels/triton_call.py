@@ -1,0 +1,22 @@
+"""Launching a Triton kernel, in every supported version of jax-triton."""
+
+# Triton and jax-triton come with the GPU extras; without them nothing here can be checked.
+# pyright: reportMissingImports=false
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import jax
+import jax_triton
+
+# Its name since jax-triton 0.4.
+_OUT_TYPE = "out_type" if "out_type" in inspect.signature(jax_triton.triton_call).parameters else "out_shape"
+
+
+def launch(
+    kernel: Any, inputs: tuple[jax.Array, ...], results: tuple[Any, ...], **options: Any
+) -> tuple[jax.Array, ...]:
+    """Runs a `triton.jit` kernel: inputs first, then results (shape and dtype each); options are grid and constants."""
+    return jax_triton.triton_call(*inputs, kernel=kernel, **{_OUT_TYPE: results}, **options)
