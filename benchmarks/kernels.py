@@ -1,4 +1,4 @@
-"""Time and memory of the Hebbian scan on a GPU, forward and forward with backward, beside its floor and its peers.
+"""Time and memory of both scans on a GPU, forward and forward with backward, beside their floor and their peers.
 
     python benchmarks/kernels.py                                  # all implementations that run on this device
     python benchmarks/kernels.py --implementations=mosaic --shapes=8x16x4096x64
@@ -8,6 +8,7 @@ what must move, every input read and every output written once, at --bandwidth. 
 backward holds beyond its inputs. Kernels of other projects that are installed are timed first (peers.py).
 """
 
+import math
 import statistics
 from collections.abc import Callable
 from functools import partial
@@ -19,11 +20,12 @@ import peers
 from absl import app, flags
 from jax.experimental.mosaic.gpu import profiler
 
-from pallas_kernels import hebbian_scan
+from pallas_kernels import hebbian_scan, resolvent_scan
 
 _SHAPES = flags.DEFINE_list(
     "shapes", ["8x16x4096x64", "4x16x8192x128", "1x8x65536x64", "32x8x1024x64"], "Sizes B x H x N x width."
 )
+_RESOLVENT = flags.DEFINE_list("resolvent", ["8x8x16384"], "Sizes B x H x N of the resolvent scan.")
 _IMPLEMENTATIONS = flags.DEFINE_list("implementations", ["xla", "mosaic", "triton"], "What to time.")
 _BANDWIDTH = flags.DEFINE_float("bandwidth", 4.3e12, "Bytes per second of the device, as a copy measures it.")
 _PEERS = flags.DEFINE_integer(
@@ -32,16 +34,23 @@ _PEERS = flags.DEFINE_integer(
 _ITERATIONS = flags.DEFINE_integer("iterations", 20, "Timed calls.")
 
 
-def _arguments(batch: int, heads: int, num_tokens: int, width: int) -> tuple[jax.Array, ...]:
+def _hebbian(batch: int, heads: int, num_tokens: int, width: int) -> tuple[jax.Array, ...]:
     keys = jax.random.split(jax.random.key(0), 5)
     vectors = [jax.random.normal(key, (batch, num_tokens, heads, width), jnp.bfloat16) for key in keys[:3]]
     log_decay = jax.nn.log_sigmoid(jax.random.normal(keys[3], (batch, num_tokens, heads))) / 16
     return *vectors, log_decay, jax.random.uniform(keys[4], (batch, num_tokens, heads))
 
 
-def _both(scan: Callable, arguments: tuple[jax.Array, ...], dy: jax.Array) -> Any:
-    (y, final), pullback = jax.vjp(scan, *arguments)
-    return y, pullback((dy, jnp.zeros_like(final)))
+def _resolvent(batch: int, heads: int, num_tokens: int) -> tuple[jax.Array, ...]:
+    keys = jax.random.split(jax.random.key(0), 2)
+    v, gamma = (jax.random.normal(key, (batch, num_tokens, heads)) for key in keys)
+    return v, jnp.abs(gamma), jnp.ones(heads), jnp.zeros(heads), jnp.full(heads, 0.1)
+
+
+def _both(scan: Callable, arguments: tuple[jax.Array, ...]) -> Any:
+    """Results, and gradients for cotangents like the results; what is no result to a user has none."""
+    results, pullback = jax.vjp(lambda *arguments: scan(*arguments)[:-1], *arguments)
+    return results, pullback(results)
 
 
 def _milliseconds(compiled: jax.stages.Compiled, *arguments: Any) -> float:
@@ -55,41 +64,48 @@ def _row(name: str, forward: float, both: float, size: float | None = None) -> N
     print(f"    {name:13} {forward:8.3f} {both:8.3f}{memory}", flush=True)
 
 
-def _time(name: str, batch: int, heads: int, num_tokens: int, width: int) -> None:
-    scan = partial(hebbian_scan, implementation=name)
-    arguments = _arguments(batch, heads, num_tokens, width)
-    dy = arguments[2]
+def _time(name: str, scan: Callable, arguments: tuple[jax.Array, ...]) -> None:
+    scan = partial(scan, implementation=name)
     try:
         forward = jax.jit(scan).lower(*arguments).compile()
     except ValueError as error:
         print(f"    {name:13} {error}")
         return
-    both = jax.jit(partial(_both, scan)).lower(arguments, dy).compile()
+    both = jax.jit(partial(_both, scan)).lower(arguments).compile()
     memory = both.memory_analysis()
     held = None if memory is None else memory.temp_size_in_bytes + memory.output_size_in_bytes
-    _row(name, _milliseconds(forward, *arguments), _milliseconds(both, arguments, dy), held)
+    _row(name, _milliseconds(forward, *arguments), _milliseconds(both, arguments), held)
+
+
+def _table(title: str, scan: Callable, arguments: tuple[jax.Array, ...], forward: int, backward: int) -> None:
+    """Rows of our implementations, below the floor for so many bytes."""
+    print(title)
+    _row("floor", *(1e3 * count / _BANDWIDTH.value for count in (forward, forward + backward)))
+    for name in _IMPLEMENTATIONS.value:
+        _time(name, scan, arguments)
 
 
 def main(argv: list[str]) -> None:
     del argv
     # Before this process takes the device's memory.
     others = {shape: peers.measure(shape, _PEERS.value) if _PEERS.value else [] for shape in _SHAPES.value}
-    print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}, bfloat16; ms forward, forward + backward, MiB")
+    print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}; ms forward, forward + backward, MiB")
     for shape in _SHAPES.value:
-        sizes = tuple(int(size) for size in shape.split("x"))
-        batch, heads, num_tokens, width = sizes
+        batch, heads, num_tokens, width = sizes = tuple(int(size) for size in shape.split("x"))
         rows = batch * heads * num_tokens
         # q, k, v, y and their cotangents in bfloat16; the decay and its cotangent in float32.
-        forward, backward = rows * (8 * width + 4), rows * (14 * width + 8)
-        print(f"B x H x N x width {shape}")
-        _row("floor", *(1e3 * count / _BANDWIDTH.value for count in (forward, forward + backward)))
-        for name in _IMPLEMENTATIONS.value:
-            _time(name, *sizes)
+        bytes_moved = rows * (8 * width + 4), rows * (14 * width + 8)
+        _table(f"hebbian_scan in bfloat16, B x H x N x width {shape}", hebbian_scan, _hebbian(*sizes), *bytes_moved)
         for peer in others[shape]:
             if "why_not" in peer:
                 print(f"    {peer['name']:13} {peer['why_not']}")
             else:
                 _row(peer["name"], peer["forward"], peer["both"], peer["bytes"])
+    for shape in _RESOLVENT.value:
+        sizes = tuple(int(size) for size in shape.split("x"))
+        # v, gamma, both parts of g, and their cotangents.
+        bytes_moved = 16 * math.prod(sizes), 24 * math.prod(sizes)
+        _table(f"resolvent_scan in float32, B x H x N {shape}", resolvent_scan, _resolvent(*sizes), *bytes_moved)
 
 
 if __name__ == "__main__":
