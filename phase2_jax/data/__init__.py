@@ -1,8 +1,9 @@
 """Text in, batches out: corpora, tokenizers and the input pipeline."""
 
+from phase2_jax.data.batch import Batch
 from phase2_jax.data.config import DataConfig
-from phase2_jax.data.corpora import Corpus, TokenStream, encode_documents, load_corpus
-from phase2_jax.data.pipeline import Batch, eval_batches, steps_per_epoch, train_dataset, train_iterator
+from phase2_jax.data.corpora import Corpus, TaskCorpus, TokenStream, encode_documents, load_corpus, load_data
+from phase2_jax.data.pipeline import eval_batches, steps_per_epoch, train_dataset, train_iterator
 from phase2_jax.data.tokenizers import (
     ByteTokenizer,
     HuggingFaceTokenizer,
@@ -19,6 +20,7 @@ __all__ = [
     "Corpus",
     "DataConfig",
     "HuggingFaceTokenizer",
+    "TaskCorpus",
     "TokenStream",
     "Tokenizer",
     "WordTokenizer",
@@ -26,6 +28,7 @@ __all__ = [
     "eval_batches",
     "from_json",
     "load_corpus",
+    "load_data",
     "load_tokenizer",
     "save_tokenizer",
     "steps_per_epoch",

@@ -1,12 +1,62 @@
 """Which text is read, how it becomes tokens, and how batches are cut from it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from phase2_jax.errors import UserError
 
 FORMATS = ("auto", "text", "wikitext")
 MODES = ("streams", "windows")
 TOKENIZERS = ("bytes", "words")
+TASKS = ("mqar", "induction", "selective_copying", "modular_sum")
+
+
+@dataclass(frozen=True)
+class TaskConfig:
+    """A synthetic task instead of a text; `phase2_jax.data.tasks` defines them."""
+
+    name: str = ""
+    """ "mqar", "induction", "selective_copying" or "modular_sum"; empty reads a text."""
+    vocab_size: int = 16
+    """Token ids; of modular_sum the modulus."""
+    items: int = 4
+    """What a sequence holds to remember: pairs (mqar) or tokens (selective_copying)."""
+    num_train: int = 0
+    """Training sequences, all different; 0 = new ones for every batch."""
+    num_valid: int = 1000
+    seed: int = 0
+    """Of the examples; train.seed only orders finite sets."""
+    power: float = 0.01
+    """MQAR: exponent a of the distance of queries, 1 is uniform."""
+    random_fillers: bool = False
+    """MQAR: tokens between the queries are random instead of 0."""
+    mixture: str = ""
+    """Finite sets of several kinds: comma-separated LENGTH:ITEMS:EXAMPLES (their shares of num_train and num_valid)."""
+
+    @property
+    def parts(self) -> tuple[tuple[int, int, int], ...]:
+        """(length, items, examples) of every kind of the mixture."""
+        return tuple(_part(entry) for entry in self.mixture.split(",") if self.mixture)
+
+    def validate(self) -> None:
+        """Raises UserError that names the first field out of range."""
+        _one_of("data.task.name", self.name, ("", *TASKS))
+        for name, least in (("vocab_size", 2), ("items", 1), ("num_train", 0), ("num_valid", 1), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise UserError(f"data.task.{name}={getattr(self, name)} must be at least {least}")
+        if self.name == "mqar" and self.vocab_size < 2 * max(self.items, *(part[1] for part in self.parts), 1) + 2:
+            raise UserError(f"data.task.vocab_size={self.vocab_size} is too small for {self.items} different pairs")
+        if self.name in ("induction", "selective_copying") and self.vocab_size < 3:
+            raise UserError(f"data.task.vocab_size={self.vocab_size} must be at least 3")
+        if self.mixture and not self.num_train:
+            raise UserError("data.task.mixture needs data.task.num_train, the number of sequences in all")
+
+
+def _part(entry: str) -> tuple[int, int, int]:
+    numbers = entry.split(":")
+    if len(numbers) != 3 or not all(number.isdecimal() and int(number) for number in numbers):
+        raise UserError(f"data.task.mixture has {entry!r}: write LENGTH:ITEMS:EXAMPLES, for example 64:4:100000")
+    length, items, examples = map(int, numbers)
+    return length, items, examples
 
 
 @dataclass(frozen=True)
@@ -31,6 +81,7 @@ class DataConfig:
     """ "streams" (rows run through the text, memory carries over) or "windows" (shuffled, memory starts empty)."""
     fresh_state_fraction: float = 0.0
     """Share of rows whose memory is wiped at the start of a window, streams mode (windows always start empty)."""
+    task: TaskConfig = field(default_factory=TaskConfig)
 
     def validate(self) -> None:
         """Raises UserError for a value that cannot work; whether files exist is found out when they are read."""
@@ -44,11 +95,16 @@ class DataConfig:
             raise UserError(f"data.valid_fraction={self.valid_fraction!r} must lie between 0 and 1, both excluded")
         if not 0.0 <= self.fresh_state_fraction <= 1.0:
             raise UserError(f"data.fresh_state_fraction={self.fresh_state_fraction!r} must lie in [0, 1]")
+        self.task.validate()
         self._validate_source()
 
     def _validate_source(self) -> None:
         if self.path and self.dataset:
             raise UserError(f"data.path={self.path!r} and data.dataset={self.dataset!r} exclude each other: keep one")
+        if self.task.name and (self.path or self.dataset or self.mode != "windows"):
+            raise UserError(
+                f"data.task.name={self.task.name!r} needs data.mode='windows' and neither data.path nor data.dataset"
+            )
         shipped = not self.path and not self.dataset
         if shipped and self.document_separator:
             raise UserError("data.document_separator needs data.path: the shipped text knows its own documents")

@@ -1,5 +1,6 @@
 """From a DataConfig to two streams of tokens that know where their documents begin."""
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,8 @@ from phase2_jax.data.config import DataConfig
 from phase2_jax.data.documents import hold_back, is_wikitext, shipped_documents, split_text
 from phase2_jax.data.huggingface import load_rows
 from phase2_jax.data.reading import list_files, read_texts
-from phase2_jax.data.tokenizers import Tokenizer, make_tokenizer
+from phase2_jax.data.task_stream import TaskStream
+from phase2_jax.data.tokenizers import NumberTokenizer, Tokenizer, make_tokenizer
 from phase2_jax.errors import UserError
 
 
@@ -34,6 +36,12 @@ class TokenStream:
         nearest = np.searchsorted(self.document_starts, positions, side="right") - 1
         return self.document_starts[nearest] == positions
 
+    def fingerprint(self) -> bytes:
+        """sha256 of tokens and document starts."""
+        digest = hashlib.sha256(np.ascontiguousarray(self.tokens).data)
+        digest.update(np.ascontiguousarray(self.document_starts).data)
+        return digest.digest()
+
     def check_vocabulary(self, vocab_size: int) -> None:
         """Raises UserError if a model with `vocab_size` embeddings cannot read this stream."""
         largest = int(self.tokens.max())
@@ -53,6 +61,28 @@ class Corpus:
     tokenizer: Tokenizer
 
 
+@dataclass(frozen=True)
+class TaskCorpus:
+    """A synthetic task in the place of a text."""
+
+    train: TaskStream
+    valid: TaskStream
+    tokenizer: Tokenizer
+
+
+def load_data(config: DataConfig) -> Corpus | TaskCorpus:
+    """What `config` trains on: a task, or a text as `load_corpus` reads it.
+
+    Raises:
+      UserError: for every mistake in the configuration or the files.
+    """
+    if not config.task.name:
+        return load_corpus(config)
+    config.validate()
+    train, valid = (TaskStream(config.task, split) for split in ("train", "valid"))
+    return TaskCorpus(train, valid, NumberTokenizer(config.task.vocab_size))
+
+
 def load_corpus(config: DataConfig, tokenizer: Tokenizer | None = None) -> Corpus:
     """Reads, splits and tokenizes the text that `config` names.
 
@@ -64,6 +94,8 @@ def load_corpus(config: DataConfig, tokenizer: Tokenizer | None = None) -> Corpu
       UserError: for every mistake in the configuration or the files.
     """
     config.validate()
+    if config.task.name:
+        raise UserError(f"data.task.name={config.task.name!r} is a task and has no text of its own: give a text")
     train_documents, valid_documents = _documents(config)
     if not any(train_documents):
         raise UserError("there is no training text: the files are empty, or data.valid_fraction leaves nothing")

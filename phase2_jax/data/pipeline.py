@@ -9,22 +9,20 @@ from typing import overload
 import grain
 import numpy as np
 
+from phase2_jax.data import task_stream
+from phase2_jax.data.batch import NOT_SCORED, Batch
 from phase2_jax.data.config import DataConfig
 from phase2_jax.data.corpora import TokenStream
+from phase2_jax.data.task_stream import TaskStream
 from phase2_jax.errors import UserError
 
-Batch = dict[str, np.ndarray]
-"""tokens (B, N) int32; labels (B, N) int32, -1 where nothing is scored; reset (B, N) bool, True wipes the memory before
-that token."""
-
-NOT_SCORED = -1
 # The tokens lie in memory and a batch takes under a millisecond: one thread hides it behind the step, more contend.
 _READ_OPTIONS = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
 # Separate streams of chance for the two uses of one seed.
 _SHUFFLE_STREAM, _FRESH_STREAM = 0, 1
 
 
-def steps_per_epoch(stream: TokenStream, config: DataConfig, *, batch_size: int, seq_len: int) -> int:
+def steps_per_epoch(stream: TokenStream | TaskStream, config: DataConfig, *, batch_size: int, seq_len: int) -> int:
     """Batches in one pass; the same in both modes. The tail that fills no batch is left out of streams, in windows mode
     a different random remainder every epoch.
 
@@ -32,6 +30,8 @@ def steps_per_epoch(stream: TokenStream, config: DataConfig, *, batch_size: int,
       UserError: the text is shorter than one batch.
     """
     _check_shape(batch_size, seq_len)
+    if isinstance(stream, TaskStream):
+        return task_stream.steps_per_epoch(stream, batch_size)
     steps = (len(stream) - 1) // (batch_size * seq_len)
     if steps < 1:
         raise UserError(
@@ -42,7 +42,7 @@ def steps_per_epoch(stream: TokenStream, config: DataConfig, *, batch_size: int,
 
 
 def train_dataset(
-    stream: TokenStream, config: DataConfig, *, batch_size: int, seq_len: int, seed: int
+    stream: TokenStream | TaskStream, config: DataConfig, *, batch_size: int, seq_len: int, seed: int
 ) -> grain.MapDataset[Batch]:
     """Endless batches with random access: element k is the batch of global step k (0-based).
 
@@ -51,6 +51,7 @@ def train_dataset(
     epoch, and, for a `fresh_state_fraction` of the rows, at a window's start.
     windows: windows of N tokens in an order shuffled anew every epoch; reset is True at their start and where a
     document begins.
+    A task's sequences: likewise in shuffled order, or new ones for every batch.
 
     Raises:
       UserError: the text is shorter than one batch, or a size or the seed is out of range.
@@ -58,6 +59,8 @@ def train_dataset(
     steps = steps_per_epoch(stream, config, batch_size=batch_size, seq_len=seq_len)
     if seed < 0:
         raise UserError(f"train.seed={seed} must not be negative")
+    if isinstance(stream, TaskStream):
+        return task_stream.train_dataset(stream, batch_size, seq_len, _shuffle_seed(seed))
     if config.mode == "windows":
         order = grain.MapDataset.range((len(stream) - 1) // seq_len).shuffle(seed=_shuffle_seed(seed))
         windows = order.batch(batch_size, drop_remainder=True).repeat()
@@ -87,7 +90,7 @@ def train_iterator(dataset: grain.MapDataset[Batch], start_step: int = 0) -> gra
     return iterator
 
 
-def eval_batches(stream: TokenStream, *, batch_size: int, seq_len: int) -> Sequence[Batch]:
+def eval_batches(stream: TokenStream | TaskStream, *, batch_size: int, seq_len: int) -> Sequence[Batch]:
     """Batches that score every token but the stream's first exactly once.
 
     Each of the B rows runs through its own contiguous share of the text from a fresh memory; shares differ by at most
@@ -97,6 +100,8 @@ def eval_batches(stream: TokenStream, *, batch_size: int, seq_len: int) -> Seque
       UserError: the stream has fewer than two tokens, or a size is out of range.
     """
     _check_shape(batch_size, seq_len)
+    if isinstance(stream, TaskStream):
+        return task_stream.eval_batches(stream, batch_size, seq_len)
     if len(stream) < 2:
         raise UserError(
             "the validation text has fewer than 2 tokens: raise data.valid_fraction or give data.valid_path"

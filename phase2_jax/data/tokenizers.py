@@ -68,6 +68,32 @@ class ByteTokenizer:
         return json.dumps({"kind": self.name})
 
 
+class NumberTokenizer:
+    """The tokens of a task as text: their ids, separated by spaces."""
+
+    name = "numbers"
+
+    def __init__(self, vocab_size: int):
+        """Args: vocab_size: ids are below it."""
+        self.vocab_size = vocab_size
+
+    def encode(self, text: str) -> np.ndarray:
+        words = text.split()
+        strange = next((word for word in words if not word.isdecimal()), None)
+        if strange is not None:
+            raise UserError(f"{strange!r} is no token of a task: give numbers below {self.vocab_size}")
+        return check_ids([int(word) for word in words], self.vocab_size).astype(np.int32)
+
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        return " ".join(map(str, check_ids(ids, self.vocab_size)))
+
+    def fingerprint(self) -> str:
+        return _digest(self.to_json())
+
+    def to_json(self) -> str:
+        return json.dumps({"kind": self.name, "vocab_size": self.vocab_size})
+
+
 class WordTokenizer:
     """The WikiText convention: words between white space, an <eos> for each line break, <unk> for unknown words."""
 
@@ -181,6 +207,8 @@ def from_json(text: str) -> Tokenizer:
             return ByteTokenizer()
         if kind == "words":
             return WordTokenizer(stored["words"])
+        if kind == "numbers":
+            return NumberTokenizer(stored["vocab_size"])
         if kind == "huggingface":
             return HuggingFaceTokenizer(stored["definition"], stored["name"])
     except (ValueError, KeyError, TypeError) as error:

@@ -22,6 +22,11 @@ class ModelConfig:
     ffn_dim: int = 0
     """Hidden width of the feed-forward branch; 0 = 4·d_model, -1 = no feed-forward branch."""
     dropout: float = 0.0
+    """Of what each branch adds, and of the embedding."""
+    token_dropout: float = 0.0
+    """Share of input tokens whose embedding is zero, whole."""
+    output_dropout: float = 0.0
+    """Of what the head reads."""
     tie_embeddings: bool = False
     dtype: str = "float32"
     """Compute type of the matrix products, float32 or bfloat16; parameters, state and accumulators stay float32."""
@@ -106,7 +111,8 @@ class ModelConfig:
         for name in ("vocab_size", "value_dim"):
             _require(getattr(self, name) >= 0, f"model.{name}", getattr(self, name), "an integer of at least 0")
         _require(self.ffn_dim >= -1, "model.ffn_dim", self.ffn_dim, "a width, 0 for 4·d_model or -1 for none")
-        _require(0 <= self.dropout < 1, "model.dropout", self.dropout, "in [0, 1)")
+        for name in ("dropout", "token_dropout", "output_dropout"):
+            _require(0 <= getattr(self, name) < 1, f"model.{name}", getattr(self, name), "in [0, 1)")
         for name in ("base_decay", "dt", "half_life_min", "epsilon_min"):
             _require(0 < getattr(self, name) < float("inf"), f"model.{name}", getattr(self, name), "greater than 0")
         _require(

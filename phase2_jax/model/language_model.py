@@ -12,6 +12,7 @@ from phase2_jax.memory.diagnostics import MemoryDiagnostics
 from phase2_jax.memory.state import MemoryState, init_memory_state
 from phase2_jax.model.block import Block
 from phase2_jax.model.config import ModelConfig
+from phase2_jax.model.embedding import look_up
 from phase2_jax.physics import zeta
 
 # Size of a position against a token of size 1: the sines already have a root mean square of 0.7.
@@ -97,10 +98,12 @@ class LanguageModel(nnx.Module):
             )
         )
         self.dropout = nnx.Dropout(config.dropout)
+        self.token_dropout = nnx.Dropout(config.token_dropout, broadcast_dims=(-1,))
+        self.output_dropout = nnx.Dropout(config.output_dropout)
 
     def embed(self, tokens_BxN: jax.Array, position: jax.Array) -> jax.Array:
         """What enters the first layer, `(B, N, D)`; `position` counts the tokens of the stream before these."""
-        x_BxNxD = self.embedding(tokens_BxN)
+        x_BxNxD = look_up(self.embedding.embedding[...], tokens_BxN, jnp.dtype(self.config.dtype))
         if self.config.position_embedding == "zeta":
             positions_N = position + jnp.arange(tokens_BxN.shape[1], dtype=jnp.int32)
             x_BxNxD = x_BxNxD + ZETA_SCALE * zeta.position_embedding(positions_N, self.config.d_model)[None].astype(
@@ -143,7 +146,8 @@ class LanguageModel(nnx.Module):
         if reset_BxN is None:
             reset_BxN = jnp.zeros(tokens_BxN.shape, bool)
         _check_aligned(self.config, state.position, aligned)
-        x_BxNxD = self.dropout(self.embed(tokens_BxN, state.position[0]), deterministic=deterministic, rngs=rngs)
+        x_BxNxD = self.token_dropout(self.embed(tokens_BxN, state.position[0]), deterministic=deterministic, rngs=rngs)
+        x_BxNxD = self.dropout(x_BxNxD, deterministic=deterministic, rngs=rngs)
         graphdef, params = nnx.split(self.blocks)
 
         def layer(carry, xs):
@@ -168,7 +172,7 @@ class LanguageModel(nnx.Module):
         (x_BxNxD, _), (state, figures, gamma_LxBxNxP) = jax.lax.scan(
             body, start, (params, self.feedback_matrices(), state, keys), unroll=unroll
         )
-        hidden_BxNxD = self.norm(x_BxNxD)
+        hidden_BxNxD = self.output_dropout(self.norm(x_BxNxD), deterministic=deterministic, rngs=rngs)
         logits_BxNxV = self.embedding.attend(hidden_BxNxD) if self.head is None else self.head(hidden_BxNxD)
         return logits_BxNxV.astype(jnp.float32), state, Diagnostics(layers=figures, gamma_LxBxNxP=gamma_LxBxNxP)
 

@@ -16,13 +16,16 @@ from phase2_jax.errors import UserError
 from phase2_jax.model.config import ModelConfig
 from phase2_jax.training.logging_config import LoggingConfig
 
+OPTIMIZERS = ("adamw", "muon")
 IMPLEMENTATIONS = ("", "naive", "xla", "mosaic", "triton")
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW with warmup, cosine decay over the whole run and clipping by global norm."""
+    """Warmup, cosine decay over the whole run and clipping by global norm."""
 
+    name: str = "adamw"
+    """adamw, or muon: matrices of the layers by orthogonalised momentum, the rest by AdamW."""
     learning_rate: float = 1e-4
     min_learning_rate: float = 1e-6
     """Where the cosine ends."""
@@ -46,6 +49,7 @@ class OptimizerConfig:
             self.min_learning_rate,
             "between 0 and learning_rate",
         )
+        _require(self.name in OPTIMIZERS, "optimizer.name", repr(self.name), f"one of {OPTIMIZERS}")
         for name in ("warmup_steps", "weight_decay", "gradient_clip_norm"):
             _require(0 <= getattr(self, name) < float("inf"), f"optimizer.{name}", getattr(self, name), "at least 0")
         for name in ("beta1", "beta2"):

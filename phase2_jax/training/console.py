@@ -85,11 +85,13 @@ class ConsoleLogger(Logger):
             key: None if record.get(key) is None else 100.0 * record[key]
             for key in ("low_snr_ratio", "lyapunov_stable_ratio")
         }
+        accuracy = record.get("val_accuracy")
+        right = "" if accuracy is None else f", accuracy: {100.0 * accuracy:.2f}%"
         train, val = record.get("train_loss"), record.get("val_loss")
         self._print(
             f"\n{RULE}\nEpoch {self._of_epochs(record)} Summary\n{RULE}\n"
             f"Train Loss: {_number(train, '.4f')} (PPL: {_number(perplexity(train), '.2f')})\n"
-            f"Val Loss:   {_number(val, '.4f')} (PPL: {_number(perplexity(val), '.2f')})\n"
+            f"Val Loss:   {_number(val, '.4f')} (PPL: {_number(perplexity(val), '.2f')}{right})\n"
             f"Time:       {_number(record.get('epoch_time'), '.1f', 's')}\n"
             f"Peak VRAM:  {_number(record.get('peak_vram_mb'), '.1f', 'MB')}\n"
             "\nΓ (Forgetting Rate) Statistics:\n"

@@ -42,6 +42,7 @@ class TrainingHistory:
     steps: list[int] = field(default_factory=list)
     train_perplexities: list[float | None] = field(default_factory=list)
     val_perplexities: list[float | None] = field(default_factory=list)
+    val_accuracies: list[float | None] = field(default_factory=list)
     epoch_times: list[float | None] = field(default_factory=list)
     tokens_per_second: list[float | None] = field(default_factory=list)
     peak_vram_mb: list[float | None] = field(default_factory=list)
@@ -72,6 +73,7 @@ class TrainingHistory:
         self.steps.append(plain["step"])
         self.train_perplexities.append(json_files.to_plain(perplexity(plain.get("train_loss"))))
         self.val_perplexities.append(json_files.to_plain(perplexity(plain.get("val_loss"))))
+        self.val_accuracies.append(plain.get("val_accuracy"))
         self.epoch_times.append(plain.get("epoch_time"))
         self.tokens_per_second.append(plain.get("tokens_per_second"))
         self.peak_vram_mb.append(plain.get("peak_vram_mb"))
@@ -170,6 +172,7 @@ class EpochAccumulator:
         *,
         epoch: int,
         val_loss: float | None,
+        val_accuracy: float | None = None,
         gamma_histogram: dict[str, Any] | None = None,
         gamma_heatmap: list[list[float]] | None = None,
     ) -> Record:
@@ -179,6 +182,7 @@ class EpochAccumulator:
             "step": self.step,
             "train_loss": self._mean("loss"),
             "val_loss": val_loss,
+            "val_accuracy": val_accuracy,
             "learning_rate": self.learning_rate,
             "epoch_time": self.seconds,
             "peak_vram_mb": self.peak_vram_mb,

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from phase2_jax.data import pipeline
-from phase2_jax.data.corpora import load_corpus
+from phase2_jax.data.corpora import Corpus, load_data
 from phase2_jax.data.tokenizers import save_tokenizer
 from phase2_jax.errors import UserError
 from phase2_jax.training import workdir as workdirs
@@ -176,6 +176,7 @@ class Trainer:
         record = self.epoch.result(
             epoch=self.history.total_epochs + 1,
             val_loss=validation.loss,
+            val_accuracy=validation.accuracy,
             gamma_histogram=gamma_histogram(validation.gamma_LxBxNxP),
             gamma_heatmap=gamma_heatmap(validation.gamma_LxBxNxP),
         )
@@ -198,6 +199,9 @@ class Trainer:
         logging = self.run.config.logging
         wanted = logging.sample_tokens and (logging.tensorboard or logging.wandb.enabled)
         if not wanted or self.run.model_config.encoder:
+            return None
+        # A task has nothing to write.
+        if not isinstance(self.run.corpus, Corpus):
             return None
         if self._sampler is None:
             self._sampler = make_sampler(
@@ -262,7 +266,7 @@ def train(
     plain = workdirs.plain(config)
     if stored is not None and (workdir / CHECKPOINTS).exists():
         workdirs.check_unchanged(stored["config"], plain)
-    corpus = load_corpus(config.data)
+    corpus = load_data(config.data)
     try:
         run, state = build(config, corpus)
     except jax.errors.JaxRuntimeError as error:

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from phase2_jax.data import pipeline
-from phase2_jax.data.corpora import load_corpus
+from phase2_jax.data.corpora import load_data
 from phase2_jax.errors import UserError
 from phase2_jax.training import json_files
 from phase2_jax.training.config import ExperimentConfig
@@ -49,7 +49,7 @@ def find_learning_rate(config: ExperimentConfig, num_steps: int = NUM_STEPS) -> 
     Raises:
       UserError: the configuration cannot be trained, or the loss never fell.
     """
-    corpus = load_corpus(config.data)
+    corpus = load_data(config.data)
     ratio = HIGHEST / LOWEST
     run, state = build(config, corpus, schedule=lambda step: LOWEST * ratio ** (step / (num_steps - 1)))
     train = config.train

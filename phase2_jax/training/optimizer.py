@@ -1,11 +1,16 @@
-"""AdamW with warmup and cosine decay, from optax."""
+"""AdamW or Muon with warmup and cosine decay, from optax."""
 
 import jax
 import optax
+import optax.contrib
+from optax.contrib import MuonDimensionNumbers
 
 from phase2_jax.training.config import OptimizerConfig
 
 DECAYED = ("kernel", "embedding", "feedback")
+# Size of an update's entries relative to Adam's, so that both take the same learning rate (Liu et al., "Muon is
+# scalable for LLM training", 2025).
+MUON_RMS = 0.2
 
 
 def learning_rate_schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
@@ -20,21 +25,29 @@ def learning_rate_schedule(config: OptimizerConfig, total_steps: int) -> optax.S
     )
 
 
-def _is_decayed(path: tuple, _) -> bool:
-    names = [str(getattr(entry, "key", getattr(entry, "name", entry))) for entry in path]
-    return any(name in DECAYED for name in names)
+def _names(path: tuple) -> list[str]:
+    return [str(getattr(entry, "key", getattr(entry, "name", entry))) for entry in path]
 
 
 def decay_mask(params):
     """True for the matrices that weight decay acts on: projections, embedding, feedback; not norms, biases, taps,
     per-head scalars.
     """
-    return jax.tree_util.tree_map_with_path(_is_decayed, params)
+    return jax.tree_util.tree_map_with_path(lambda path, _: any(name in DECAYED for name in _names(path)), params)
 
 
-def make_optimizer(config: OptimizerConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """Clipping, then AdamW on the schedule of the learning rate."""
-    adamw = optax.adamw(
+def muon_labels(params):
+    """ "muon" for the matrices it orthogonalises, those of the layers' projections; "adamw" for all else."""
+
+    def label(path: tuple, leaf) -> str:
+        names = _names(path)
+        return "muon" if "blocks" in names and "kernel" in names and leaf.ndim == 3 else "adamw"
+
+    return jax.tree_util.tree_map_with_path(label, params)
+
+
+def _adamw(config: OptimizerConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
+    return optax.adamw(
         schedule,
         b1=config.beta1,
         b2=config.beta2,
@@ -42,6 +55,22 @@ def make_optimizer(config: OptimizerConfig, schedule: optax.Schedule) -> optax.G
         weight_decay=config.weight_decay,
         mask=decay_mask,
     )
+
+
+def _muon(config: OptimizerConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
+    matrices = optax.contrib.muon(
+        schedule,
+        weight_decay=config.weight_decay,
+        # Axis 0 counts the layers.
+        muon_weight_dimension_numbers=MuonDimensionNumbers(reduction_axis=1, output_axis=2),
+        consistent_rms=MUON_RMS,
+    )
+    return optax.partition({"muon": matrices, "adamw": _adamw(config, schedule)}, muon_labels)
+
+
+def make_optimizer(config: OptimizerConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
+    """Clipping, then AdamW or Muon on the schedule of the learning rate."""
+    optimizer = (_muon if config.name == "muon" else _adamw)(config, schedule)
     if config.gradient_clip_norm == 0:
-        return adamw
-    return optax.chain(optax.clip_by_global_norm(config.gradient_clip_norm), adamw)
+        return optimizer
+    return optax.chain(optax.clip_by_global_norm(config.gradient_clip_norm), optimizer)

@@ -3,9 +3,9 @@
 A step record is a dict of Python floats (None where a figure is not available) with the keys ``step`` and ``epoch``
 (both count from 1), ``STEP_KEYS``, ``DIAGNOSTIC_KEYS`` and ``per_layer``: a dict of the lists ``PER_LAYER_KEYS`` with
 one entry a layer. An epoch record has the same diagnostics as means over the epoch's steps, and ``train_loss``,
-``val_loss``, ``learning_rate``, ``epoch_time`` (seconds), ``gamma_histogram`` ({"edges": [bins + 1], "counts":
-[L][bins]}) and ``gamma_heatmap`` ([L][N], the forgetting rate of one validation sequence).
-``sample_text`` is None or a pair (prompt, continuation) written by the model.
+``val_loss``, ``val_accuracy`` (share of tokens that were the likeliest), ``learning_rate``, ``epoch_time`` (seconds),
+``gamma_histogram`` ({"edges": [bins + 1], "counts": [L][bins]}) and ``gamma_heatmap`` ([L][N], the forgetting rate of
+one validation sequence). ``sample_text`` is None or a pair (prompt, continuation) written by the model.
 
 ``lyapunov_stable_ratio`` and ``stable_ratio`` are the share of heads whose energy E = ||W||² grew by at most a tenth of
 what was written over the last consolidation interval: E_end - E_start <= 0.1 * sum of max(S_c, 0), where the supply of
@@ -77,6 +77,7 @@ _EPOCH_TAGS = {f"train/{tag}": key for tag, key in _SHARED_TAGS.items()} | {
     "train/peak_vram_mb": "peak_vram_mb",
     "train/tokens_per_second": "tokens_per_second",
     "val/loss": "val_loss",
+    "val/accuracy": "val_accuracy",
 }
 _LAYER_TAGS = {
     "gamma": "gamma_mean",

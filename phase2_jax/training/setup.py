@@ -15,7 +15,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from pallas_kernels import hebbian_scan
 from phase2_jax.data import pipeline
-from phase2_jax.data.corpora import Corpus
+from phase2_jax.data.corpora import Corpus, TaskCorpus
 from phase2_jax.errors import UserError
 from phase2_jax.model.config import ModelConfig
 from phase2_jax.model.language_model import LanguageModel, ModelState, init_state
@@ -38,12 +38,12 @@ class Run:
       mesh: devices.
       graphdef: structure of the model.
       train_step: `(TrainState, Batch) -> (TrainState, metrics)`, donates its state.
-      eval_step: `(params, memory, Batch) -> (loss sum, count, memory, Γ)`, donates nothing.
+      eval_step: `(params, memory, Batch) -> (sums, memory, Γ)`, donates nothing.
     """
 
     config: ExperimentConfig
     model_config: ModelConfig
-    corpus: Corpus
+    corpus: Corpus | TaskCorpus
     corpus_fingerprint: str
     steps_per_epoch: int
     total_steps: int
@@ -118,7 +118,9 @@ def _check_implementation(name: str | None, config: ModelConfig) -> None:
         raise UserError(f"kernels.implementation={name!r}: {error}; leave it empty for the default") from error
 
 
-def build(config: ExperimentConfig, corpus: Corpus, schedule: optax.Schedule | None = None) -> tuple[Run, TrainState]:
+def build(
+    config: ExperimentConfig, corpus: Corpus | TaskCorpus, schedule: optax.Schedule | None = None
+) -> tuple[Run, TrainState]:
     """Compile-ready steps and the initial state of a run on `corpus`.
 
     Args:
@@ -199,10 +201,7 @@ def _state_shardings(mesh: Mesh, state: TrainState) -> TrainState:
     return dataclasses.replace(shardings, memory=memory)
 
 
-def fingerprint(corpus: Corpus) -> str:
-    """sha256 over the tokens of both splits and the tokenizer: the same text read the same way."""
-    digest = hashlib.sha256(corpus.tokenizer.fingerprint().encode())
-    for stream in (corpus.train, corpus.valid):
-        digest.update(np.ascontiguousarray(stream.tokens).data)
-        digest.update(np.ascontiguousarray(stream.document_starts).data)
-    return digest.hexdigest()
+def fingerprint(corpus: Corpus | TaskCorpus) -> str:
+    """sha256 over both splits and the tokenizer: the same text read the same way."""
+    parts = (corpus.tokenizer.fingerprint().encode(), corpus.train.fingerprint(), corpus.valid.fingerprint())
+    return hashlib.sha256(b"".join(parts)).hexdigest()

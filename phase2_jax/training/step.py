@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
+from phase2_jax.data.batch import NOT_SCORED
 from phase2_jax.model.language_model import Diagnostics, LanguageModel, ModelState
 
 Params = Any
 Batch = dict[str, jax.Array]
-NOT_SCORED = -1
 
 
 @jax.tree_util.register_dataclass
@@ -65,8 +65,16 @@ class StepConfig:
 def token_loss(logits_BxNxV: jax.Array, labels_BxN: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Summed cross-entropy in nats over the labels that count, and how many there are."""
     scored_BxN = labels_BxN != NOT_SCORED
-    loss_BxN = optax.softmax_cross_entropy_with_integer_labels(logits_BxNxV, jnp.where(scored_BxN, labels_BxN, 0))
+    # A comparison instead of a gather: the gather's gradient would be an array of zeros as large as the logits.
+    is_label_BxNxV = jnp.arange(logits_BxNxV.shape[-1]) == labels_BxN[..., None]
+    label_logit_BxN = jnp.sum(jnp.where(is_label_BxNxV, logits_BxNxV, 0), axis=-1)
+    loss_BxN = jax.nn.logsumexp(logits_BxNxV, axis=-1) - label_logit_BxN
     return jnp.sum(jnp.where(scored_BxN, loss_BxN, 0)), jnp.sum(scored_BxN)
+
+
+def num_right(logits_BxNxV: jax.Array, labels_BxN: jax.Array) -> jax.Array:
+    """How many of the labels that count are the likeliest token."""
+    return jnp.sum(jnp.argmax(logits_BxNxV, axis=-1) == labels_BxN)
 
 
 def split_rows(tree: Any, parts: int, axis: int) -> Any:
@@ -198,13 +206,16 @@ def train_step(config: StepConfig, state: TrainState, batch: Batch) -> tuple[Tra
 
 def eval_step(
     graphdef: nnx.GraphDef[LanguageModel], aligned: bool, params: Params, memory: ModelState, batch: Batch
-) -> tuple[jax.Array, jax.Array, ModelState, jax.Array]:
-    """Summed loss (nats), number of scored tokens, new memory, and Γ `(L, B, N, P)`; no dropout."""
+) -> tuple[dict[str, jax.Array], ModelState, jax.Array]:
+    """Sums over the scored tokens (loss in nats, right: the likeliest was the label, count), new memory, and Γ
+    `(L, B, N, P)`; no dropout.
+    """
     model = nnx.merge(graphdef, params)
     logits, memory, diagnostics = model(batch["tokens"], memory, reset_BxN=batch["reset"], aligned=aligned, trace=True)
     loss, count = token_loss(logits, batch["labels"])
     assert diagnostics.gamma_LxBxNxP is not None
-    return loss, count, memory, diagnostics.gamma_LxBxNxP
+    sums = {"loss": loss, "right": num_right(logits, batch["labels"]), "count": count}
+    return sums, memory, diagnostics.gamma_LxBxNxP
 
 
 def compile_train_step(

@@ -1,5 +1,6 @@
 """Loss on the validation set: every token once, in order, with a memory of its own."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -14,9 +15,10 @@ from phase2_jax.training.step import Params
 
 @dataclass(frozen=True)
 class Validation:
-    """Mean loss (nats a token) and Γ of the first batch, `(L, B, N, P)`."""
+    """Mean loss (nats a token), share of tokens that were the likeliest, and Γ of the first batch, `(L, B, N, P)`."""
 
     loss: float
+    accuracy: float
     gamma_LxBxNxP: np.ndarray
 
 
@@ -31,14 +33,14 @@ def validate(
     batches = pipeline.eval_batches(run.corpus.valid, batch_size=train.batch_size, seq_len=train.seq_len)
     count = min(train.num_val_batches or len(batches), len(batches))
     memory = run.fresh_memory()
-    losses, tokens, gamma = [], [], None
+    parts, gamma = [], None
     for index in range(count):
         stop.check()
-        loss, scored, memory, gamma_LxBxNxP = run.eval_step(params, memory, run.put_batch(batches[index]))
-        losses.append(loss)
-        tokens.append(scored)
+        sums, memory, gamma_LxBxNxP = run.eval_step(params, memory, run.put_batch(batches[index]))
+        parts.append(sums)
         gamma = gamma_LxBxNxP if gamma is None else gamma
         if progress is not None:
             progress(index + 1, count)
-    total_loss, total_tokens = (np.sum(np.asarray(jax.device_get(values), np.float64)) for values in (losses, tokens))
-    return Validation(float(total_loss / total_tokens), np.asarray(gamma))
+    parts = jax.device_get(parts)
+    loss, right, tokens = (math.fsum(float(part[name]) for part in parts) for name in ("loss", "right", "count"))
+    return Validation(loss / tokens, right / tokens, np.asarray(gamma))

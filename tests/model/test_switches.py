@@ -44,6 +44,8 @@ SWITCHES = {
     "value_dim": Switch(6),
     "ffn_dim": Switch(24),
     "dropout": Switch(0.5),
+    "token_dropout": Switch(0.5),
+    "output_dropout": Switch(0.5),
     "tie_embeddings": Switch(True),
     "dtype": Switch("bfloat16"),
     "base_decay": Switch(0.1),

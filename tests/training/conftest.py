@@ -36,6 +36,7 @@ def _epoch_record(epoch: int) -> Record:
     return record | {
         "train_loss": 3.5,
         "val_loss": 3.25,
+        "val_accuracy": 0.125,
         "epoch_time": 12.5,
         "gamma_histogram": {"edges": EDGES.tolist(), "counts": counts},
         "gamma_heatmap": gamma.tolist(),

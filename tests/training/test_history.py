@@ -39,8 +39,8 @@ def test_accumulator_gives_means_last_rate_and_peak() -> None:
     accumulator = EpochAccumulator()
     accumulator.add(step_record(7, loss=1.0, learning_rate=0.1, peak_vram_mb=5.0, mfu=None), seconds=1.5)
     accumulator.add(step_record(8, loss=4.0, learning_rate=0.2, peak_vram_mb=3.0, mfu=None), seconds=2.0)
-    record = accumulator.result(epoch=2, val_loss=2.5)
-    assert (record["train_loss"], record["val_loss"]) == (2.5, 2.5)
+    record = accumulator.result(epoch=2, val_loss=2.5, val_accuracy=0.25)
+    assert (record["train_loss"], record["val_loss"], record["val_accuracy"]) == (2.5, 2.5, 0.25)
     assert (record["epoch"], record["step"], accumulator.num_steps) == (2, 8, 2)
     assert (record["learning_rate"], record["peak_vram_mb"], record["mfu"]) == (0.2, 5.0, None)
     assert record["epoch_time"] == 3.5

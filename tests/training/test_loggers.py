@@ -48,7 +48,7 @@ def test_console_header_and_lines_are_the_originals(capsys: pytest.CaptureFixtur
     summary = lines[lines.index("Epoch 1/2 Summary") + 2 :]
     assert summary[:4] == [
         f"Train Loss: 3.5000 (PPL: {math.exp(3.5):.2f})",
-        f"Val Loss:   3.2500 (PPL: {math.exp(3.25):.2f})",
+        f"Val Loss:   3.2500 (PPL: {math.exp(3.25):.2f}, accuracy: 12.50%)",
         "Time:       12.5s",
         "Peak VRAM:  n/a",
     ]

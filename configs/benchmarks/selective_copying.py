@@ -1,0 +1,21 @@
+"""Selective copying: 16 tokens scattered over 4,096, to be repeated in their order.
+
+python train.py --config=configs/benchmarks/selective_copying.py --workdir=runs/selective_copying
+"""
+
+from ml_collections import ConfigDict
+
+from configs.benchmarks import induction
+
+
+def get_config() -> ConfigDict:
+    config = induction.get_config()
+    config.model.half_life_max = 4.0 * 4096
+    config.data.task.name = "selective_copying"
+    config.data.task.items = 16
+    config.data.task.num_valid = 512
+    config.train.seq_len = 4096
+    config.train.batch_size = 64
+    config.train.num_steps = 5_000
+    config.train.steps_per_epoch = 500
+    return config

@@ -1,0 +1,32 @@
+"""tinyshakespeare on the small budget: 0.76 million parameters, 2,000 steps of 12 x 64 characters, on a CPU.
+
+    python train.py --config=configs/benchmarks/tinyshakespeare_small.py --workdir=runs/shakespeare_small \\
+        --config.data.path=tinyshakespeare/input.txt
+"""
+
+from ml_collections import ConfigDict
+
+from phase2_jax.training.config import default_config
+
+
+def get_config() -> ConfigDict:
+    config = default_config()
+    config.model.d_model = 128
+    config.model.num_layers = 4
+    config.model.num_heads = 4
+    config.model.head_dim = 32
+    config.model.ffn_dim = 368
+    config.model.base_decay = 1e-3
+    config.model.half_life_max = 256.0
+    config.model.consolidation.interval = 0
+    config.train.num_steps = 2_000
+    config.train.steps_per_epoch = 1_000
+    config.train.batch_size = 12
+    config.train.seq_len = 64
+    config.optimizer.name = "muon"
+    config.optimizer.learning_rate = 5e-3
+    config.optimizer.min_learning_rate = 1e-4
+    config.optimizer.beta2 = 0.99
+    config.optimizer.weight_decay = 0.1
+    config.checkpoint.every_steps = 0
+    return config

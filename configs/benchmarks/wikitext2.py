@@ -1,0 +1,35 @@
+"""WikiText-2, word level, 33,278 words, trained on its training split alone.
+
+    python train.py --config=configs/benchmarks/wikitext2.py --workdir=runs/wikitext2 \\
+        --config.data.path=wikitext-2/train.txt --config.data.valid_path=wikitext-2/valid.txt
+"""
+
+from ml_collections import ConfigDict
+
+from phase2_jax.training.config import default_config
+
+
+def get_config() -> ConfigDict:
+    config = default_config()
+    config.model.d_model = 512
+    config.model.num_layers = 5
+    config.model.num_heads = 8
+    config.model.head_dim = 64
+    config.model.tie_embeddings = True
+    config.model.dtype = "bfloat16"
+    config.model.dropout = 0.4
+    config.model.token_dropout = 0.1
+    config.model.output_dropout = 0.4
+    config.model.base_decay = 1e-4
+    config.model.half_life_max = 2048.0
+    config.data.tokenizer = "words"
+    config.data.format = "wikitext"
+    config.train.num_epochs = 40
+    config.train.batch_size = 32
+    config.train.seq_len = 256
+    config.optimizer.learning_rate = 1e-3
+    config.optimizer.min_learning_rate = 1e-5
+    config.optimizer.beta2 = 0.99
+    config.optimizer.weight_decay = 0.1
+    config.checkpoint.every_steps = 0
+    return config
