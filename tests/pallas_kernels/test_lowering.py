@@ -51,7 +51,7 @@ def launches(function, inputs) -> int:
         (scan, (1, 1000, 2, 64, 64), (3, 2), 2),
         (gradients, (40, 70, 2, 64, 64), (), 2),
         # K and V that differ: three launches in place of one backward.
-        (gradients, (1, 600, 2, 128, 64), (), 6),
+        pytest.param(gradients, (1, 600, 2, 128, 64), (), 6, marks=pytest.mark.slow),
         (gradients, (1, 1000, 2, 128, 128), (2,), 4),
     ],
 )

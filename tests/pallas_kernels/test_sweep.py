@@ -144,7 +144,11 @@ def mapped_pullback(scan, q, k, v, log_decay, eta, initial):
         mapped_gradients,
         mapped_pullback,
         *(
-            pytest.param(functools.partial(gradients_of_the_mapped, transform), id=f"gradients_of_{transform.__name__}")
+            pytest.param(
+                functools.partial(gradients_of_the_mapped, transform),
+                id=f"gradients_of_{transform.__name__}",
+                marks=[] if transform is mapped_and_scanned else pytest.mark.slow,
+            )
             for transform in (mapped, twice_mapped, scanned, mapped_and_scanned)
         ),
     ],
