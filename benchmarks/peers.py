@@ -149,7 +149,7 @@ def _time(prepare: Callable[[Arrays], Call], arrays: Arrays) -> dict[str, float]
 
     def both() -> Any:
         y = call.function(*inputs)
-        return y, torch.autograd.grad(y, inputs, call.dy.to(y.dtype))
+        return y, torch.autograd.grad(y, inputs, call.dy.to(y.dtype), allow_unused=True)
 
     times = {"forward": _milliseconds(forward), "both": _milliseconds(both)}
     torch.cuda.empty_cache()
