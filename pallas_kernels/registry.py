@@ -16,13 +16,14 @@ class Problem:
     """What an implementation has to know to say whether it can run on device (a jax.Device).
 
     shapes and dtypes name every array of the call after its argument ("q", "log_decay", ...); options holds the
-    switches that are not arrays (mode="causal").
+    switches that are not arrays (mode="causal"). tracked: JAX follows along which mesh axes the arrays vary.
     """
 
     device: Any
     shapes: Mapping[str, tuple[int, ...]]
     dtypes: Mapping[str, Any]
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    tracked: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,13 +31,13 @@ class Implementation:
     """One way to compute an operation.
 
     why_not(problem) is None where run computes the problem, otherwise what stands against it, for a user to read.
-    divisible: the compiler can divide it among devices; a kernel it can only repeat on each of them, for all the data.
+    kernel: it is opaque to the compiler, which cannot divide it among devices, only repeat it on each for all the data.
     """
 
     name: str
     run: Callable[..., Any]
     why_not: Callable[[Problem], str | None]
-    divisible: bool = True
+    kernel: bool = False
 
 
 def runs_anywhere(problem: Problem) -> str | None:
@@ -77,20 +78,43 @@ def _may_be_divided() -> bool:
     return jax.device_count() > 1 and not manual
 
 
+def varying_axes(arrays: Any) -> frozenset[str]:
+    """Mesh axes along which arrays (a tree) vary, as a `jax.shard_map` that checks this knows; empty elsewhere."""
+    types = (getattr(jax.typeof(x), "manual_axis_type", None) for x in jax.tree.leaves(arrays))
+    return frozenset().union(*(found.varying for found in types if found is not None))
+
+
+def vary_alike(arrays: Any) -> Any:
+    """arrays (a tree) such that each varies along the axes that any of them does: carries of loops have to."""
+    axes = varying_axes(arrays)
+
+    def cast(x: jax.Array) -> jax.Array:
+        missing = tuple(sorted(axes - varying_axes(x)))
+        return jax.lax.pcast(x, missing, to="varying") if missing else x
+
+    return jax.tree.map(cast, arrays)
+
+
+def _why_not(entry: Implementation, problem: Problem) -> str | None:
+    if entry.kernel and problem.tracked:
+        return "inside a jax.shard_map it needs check_vma=False"
+    return entry.why_not(problem)
+
+
 def choose(operation: str, table: Sequence[Implementation], name: str | None, problem: Problem) -> Implementation:
     """The implementation called name, or with name None the first of table (fastest first) that can run problem.
 
-    Where the computation may be divided among devices, only divisible ones are taken with name None.
+    Where the computation may be divided among devices, no kernel is taken with name None.
 
     Raises ValueError, with the reason, when name is unknown or cannot run problem.
     """
     if name is None:
         divided = _may_be_divided()
-        suited = (entry for entry in table if entry.divisible or not divided)
-        return next(entry for entry in suited if entry.why_not(problem) is None)
+        suited = (entry for entry in table if not (entry.kernel and divided))
+        return next(entry for entry in suited if _why_not(entry, problem) is None)
     for entry in table:
         if entry.name == name:
-            reason = entry.why_not(problem)
+            reason = _why_not(entry, problem)
             if reason is not None:
                 raise ValueError(f"{operation}: implementation {name!r} cannot run this call: {reason}")
             return entry

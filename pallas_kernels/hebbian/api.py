@@ -47,8 +47,8 @@ def _triton_scan(*arguments):
 
 # Fastest first: the first that can run a call is the default.
 IMPLEMENTATIONS: tuple[registry.Implementation, ...] = (
-    registry.Implementation("mosaic", _mosaic_scan, _why_not_mosaic, divisible=False),
-    registry.Implementation("triton", _triton_scan, _why_not_triton, divisible=False),
+    registry.Implementation("mosaic", _mosaic_scan, _why_not_mosaic, kernel=True),
+    registry.Implementation("triton", _triton_scan, _why_not_triton, kernel=True),
     registry.Implementation("xla", chunked.scan, registry.runs_anywhere),
     registry.Implementation("naive", naive.scan, registry.runs_anywhere),
 )
@@ -121,8 +121,8 @@ def hebbian_scan(
       initial_state: (B, H, K, V), the memory before the first token; None is an empty one.
       reset: (B, N) bool; True wipes the memory just before that token.
       implementation: "naive", "xla", "mosaic" (NVIDIA GPUs of sm_90), "triton" (from sm_80), or None for the fastest
-        that can run the call; with several devices, outside a `jax.shard_map`, that is "xla", as the compiler cannot
-        divide the kernels among them.
+        that can run the call. With several devices that is "xla", as the compiler cannot divide the kernels among them,
+        except inside a `jax.shard_map` with check_vma=False.
 
     Returns:
       y (B, N, H, V) in v's dtype, read after the write of the same token, and the final state (B, H, K, V) in float32.
@@ -149,15 +149,16 @@ def hebbian_scan(
         f"{name}: initial_state must be {state_shape}, got shape {initial_state.shape}",
     )
     eta_BxNxH = _broadcast_eta(name, eta, gates, dtype)
+    log_decay_BxNxH = jnp.broadcast_to(log_decay.astype(dtype), gates)
+    arrays = (q_BxNxHxK, k_BxNxHxK, v_BxNxHxV, log_decay_BxNxH, eta_BxNxH, initial_state.astype(dtype), reset)
     problem = registry.Problem(
         device=registry.default_device(),
         shapes={"q": q_BxNxHxK.shape, "v": v_BxNxHxV.shape},
         dtypes={"q": q_BxNxHxK.dtype, "k": k_BxNxHxK.dtype, "v": v_BxNxHxV.dtype, "state": dtype},
         options={"reset": reset is not None},
+        tracked=bool(registry.varying_axes(arrays)),
     )
-    chosen = registry.choose(name, IMPLEMENTATIONS, implementation, problem)
-    log_decay_BxNxH = jnp.broadcast_to(log_decay.astype(dtype), gates)
-    return chosen.run(q_BxNxHxK, k_BxNxHxK, v_BxNxHxV, log_decay_BxNxH, eta_BxNxH, initial_state.astype(dtype), reset)
+    return registry.choose(name, IMPLEMENTATIONS, implementation, problem).run(*registry.vary_alike(arrays))
 
 
 def hebbian_step(

@@ -46,7 +46,7 @@ def _triton_diagonal(x: Pair, u: jax.Array) -> Pair:
 # The first that can run a call is the default; what comes after xla has to be asked for.
 IMPLEMENTATIONS: tuple[registry.Implementation, ...] = (
     registry.Implementation("xla", _Forms(chunked.scan, chunked.diagonal), registry.runs_anywhere),
-    registry.Implementation("triton", _Forms(_triton_scan, _triton_diagonal), _why_not_triton, divisible=False),
+    registry.Implementation("triton", _Forms(_triton_scan, _triton_diagonal), _why_not_triton, kernel=True),
     registry.Implementation("naive", _Forms(naive.scan, naive.diagonal), registry.runs_anywhere),
 )
 
@@ -129,17 +129,19 @@ def resolvent_scan(
     batch, _, heads = v_BxNxH.shape
     dtype = jnp.float64 if jnp.float64 in (v_BxNxH.dtype, gamma_BxNxH.dtype) else jnp.float32
     start = _check_initial(initial_g, mode, (batch, heads), dtype)
+    x = (v_BxNxH.astype(dtype) - z_re.astype(dtype), -(gamma_BxNxH.astype(dtype) + z_im.astype(dtype)))
+    u_BxNxH = jnp.broadcast_to(u.astype(dtype), v_BxNxH.shape)
+    if reset is not None:
+        u_BxNxH = jnp.where(reset[..., None], 0, u_BxNxH)
+    arrays = (x, u_BxNxH, start)
     problem = registry.Problem(
         device=registry.default_device(),
         shapes={"v": v_BxNxH.shape, "u": u.shape},
         dtypes={"v": v_BxNxH.dtype, "state": dtype},
         options={"mode": mode, "reset": reset is not None},
+        tracked=bool(registry.varying_axes(arrays)),
     )
     chosen = registry.choose("resolvent_scan", IMPLEMENTATIONS, implementation, problem)
-    x = (v_BxNxH.astype(dtype) - z_re.astype(dtype), -(gamma_BxNxH.astype(dtype) + z_im.astype(dtype)))
-    u_BxNxH = jnp.broadcast_to(u.astype(dtype), v_BxNxH.shape)
-    if reset is not None:
-        u_BxNxH = jnp.where(reset[..., None], 0, u_BxNxH)
-    g_re, g_im = chosen.run(x, u_BxNxH, start, mode)
+    g_re, g_im = chosen.run(*registry.vary_alike(arrays), mode)
     final_g = (g_re[:, -1], g_im[:, -1]) if mode == "causal" else None
     return g_re, g_im, final_g

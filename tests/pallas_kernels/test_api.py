@@ -1,6 +1,7 @@
 """What the public functions refuse, and how they choose an implementation."""
 
 import dataclasses
+import functools
 import importlib.util
 
 import jax
@@ -154,3 +155,25 @@ def test_a_gpu_takes_its_kernel_by_itself(monkeypatch, capability, dtype, widths
     mesh = jax.sharding.Mesh(jax.devices()[:1], ("data",))
     jax.jit(jax.shard_map(part, mesh=mesh, in_specs=P("data"), out_specs=P("data")))(jnp.ones(2))
     assert set(inside) == {chosen}
+
+
+@pytest.mark.parametrize("operation", ["hebbian", "resolvent"])
+def test_a_kernel_wants_a_shard_map_that_does_not_follow_what_varies(operation):
+    mesh = jax.sharding.Mesh(jax.devices()[:1], ("data",))
+
+    def scan(x, implementation):
+        if operation == "hebbian":
+            return hebbian_scan(x, x, x, -(x[..., 0] ** 2), 1.0, implementation=implementation)[0]
+        head = jnp.ones(x.shape[2])
+        return resolvent_scan(x[..., 0], x[..., 1], head, head, head, implementation=implementation)[0]
+
+    def run(implementation, check_vma):
+        part = functools.partial(scan, implementation=implementation)
+        options = {"mesh": mesh, "in_specs": P("data"), "out_specs": P("data"), "check_vma": check_vma}
+        return jax.jit(jax.shard_map(part, **options))(jnp.ones((2, 8, 1, 32)))
+
+    assert bool(jnp.all(run(None, True) == run(None, False)))
+    with pytest.raises(ValueError, match="it needs check_vma=False"):
+        run("triton", True)
+    with pytest.raises(ValueError, match="it needs an NVIDIA GPU"):
+        run("triton", False)

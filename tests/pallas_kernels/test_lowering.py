@@ -7,12 +7,16 @@ import functools
 import jax
 import jax.numpy as jnp
 import pytest
-from jax.sharding import AbstractDevice, AbstractMesh
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType
+from jax.sharding import PartitionSpec as P
 
 from pallas_kernels.hebbian import mosaic, sweep
 
 HOPPER = AbstractMesh(
-    (1,), ("x",), abstract_device=AbstractDevice(device_kind="NVIDIA H200", num_cores=132, platform="cuda")
+    (2,),
+    ("rows",),
+    axis_types=(AxisType.Auto,),
+    abstract_device=AbstractDevice(device_kind="NVIDIA H200", num_cores=132, platform="cuda"),
 )
 
 
@@ -59,6 +63,11 @@ def test_lowers_for_a_gpu(function, sizes, lead, expected):
     for _ in lead:
         function = jax.vmap(function)
     assert launches(function, arguments(*sizes, lead=lead)) == expected
+
+
+def test_a_part_of_the_rows_for_each_device():
+    part = jax.shard_map(scan, mesh=HOPPER, in_specs=P("rows"), out_specs=P("rows"), check_vma=False)
+    assert launches(part, arguments(80, 70, 2, 64, 64)) == 1
 
 
 def test_what_a_gpu_cannot_hold_is_refused():
