@@ -17,19 +17,20 @@ def get_config() -> ConfigDict:
     config.model.head_dim = 64
     config.model.tie_embeddings = True
     config.model.dtype = "bfloat16"
-    config.model.dropout = 0.4
-    config.model.token_dropout = 0.1
-    config.model.output_dropout = 0.4
+    config.model.dropout = 0.5
+    config.model.token_dropout = 0.15
+    config.model.output_dropout = 0.5
     config.model.base_decay = 1e-4
     config.model.half_life_max = 2048.0
     config.data.tokenizer = "words"
     config.data.format = "wikitext"
-    config.train.num_epochs = 40
+    config.train.num_epochs = 45
     config.train.batch_size = 32
     config.train.seq_len = 256
-    config.optimizer.learning_rate = 1e-3
+    config.optimizer.name = "muon"
+    config.optimizer.learning_rate = 1.5e-3
     config.optimizer.min_learning_rate = 1e-5
     config.optimizer.beta2 = 0.99
-    config.optimizer.weight_decay = 0.1
+    config.optimizer.weight_decay = 0.6
     config.checkpoint.every_steps = 0
     return config

@@ -1,6 +1,8 @@
 """The language model: one pure function of tokens and an explicit state, for training, streaming and decoding alike."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.core
@@ -17,6 +19,8 @@ from phase2_jax.physics import zeta
 
 # Size of a position against a token of size 1: the sines already have a root mean square of 0.7.
 ZETA_SCALE = 0.1
+# Configuration, sequence length, implementation and random streams to a layer.
+BlockFactory = Callable[[ModelConfig, int, str | None, nnx.Rngs], Any]
 # One MemoryState for all layers: every leaf has a leading layer axis.
 ModelState = MemoryState
 
@@ -52,7 +56,15 @@ def init_state(config: ModelConfig, batch: int, dtype: jnp.dtype = jnp.float32) 
 class LanguageModel(nnx.Module):
     """Breath-of-Life language model (design 1.8)."""
 
-    def __init__(self, config: ModelConfig, *, seq_len: int, rngs: nnx.Rngs, implementation: str | None = None):
+    def __init__(
+        self,
+        config: ModelConfig,
+        *,
+        seq_len: int,
+        rngs: nnx.Rngs,
+        implementation: str | None = None,
+        block: BlockFactory = Block,
+    ):
         """Build and initialise.
 
         Args:
@@ -61,6 +73,7 @@ class LanguageModel(nnx.Module):
             otherwise.
           rngs: `params` stream.
           implementation: of the scans, as in `pallas_kernels`; None = the fastest valid one.
+          block: makes a layer; another than `Block` has to be called as `Block` is.
 
         Raises:
           UserError: a field of `config` is out of range.
@@ -73,8 +86,8 @@ class LanguageModel(nnx.Module):
         init = nnx.initializers.normal(unit if config.tie_embeddings else 1.0)
         self.embedding = nnx.Embed(config.vocab_size, config.d_model, dtype=dtype, embedding_init=init, rngs=rngs)
 
-        def make_block(key: jax.Array) -> Block:
-            return Block(config, seq_len, implementation, nnx.Rngs(params=key))
+        def make_block(key: jax.Array) -> Any:
+            return block(config, seq_len, implementation, nnx.Rngs(params=key))
 
         # The layers' parameters are stacked, so that a program holds one layer however many there are.
         self.blocks = nnx.vmap(make_block)(jax.random.split(rngs.params(), config.num_layers))

@@ -3,6 +3,7 @@
 import sys
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from absl import app, flags
@@ -10,6 +11,8 @@ from absl import logging as absl_logging
 from ml_collections import ConfigDict, config_flags
 
 from phase2_jax.errors import UserError
+from phase2_jax.model.block import Block
+from phase2_jax.model.language_model import BlockFactory
 from phase2_jax.reporting.drawing import save
 from phase2_jax.reporting.plots import learning_rate_test, write_plots
 from phase2_jax.training.config import ExperimentConfig, default_config, did_you_mean, from_config_dict
@@ -27,11 +30,11 @@ _RESUME = flags.DEFINE_bool("resume", True, "Continue the run that workdir holds
 _LR_FIND = flags.DEFINE_bool("lr_find", False, "Only find a learning rate: plot and figures go to workdir/plots.")
 
 
-def main() -> None:
-    """Parse the command line and train; exits with 0, 2 (user error), 128 + signal, or 1 with a traceback (internal
-    error).
+def main(block: BlockFactory = Block) -> None:
+    """Parse the command line and train a model whose layers `block` makes; exits with 0, 2 (user error), 128 + signal,
+    or 1 with a traceback (internal error).
     """
-    app.run(_run, flags_parser=_parse)
+    app.run(partial(_run, block), flags_parser=_parse)
 
 
 def _parse(argv: Sequence[str]) -> list[str]:
@@ -96,7 +99,7 @@ def _override_problem(path: str, value: str) -> str | None:
     return None
 
 
-def _run(argv: Sequence[str]) -> None:
+def _run(block: BlockFactory, argv: Sequence[str]) -> None:
     del argv
     # absl's flag parsing turned on a stream of orbax's own messages.
     absl_logging.set_verbosity(absl_logging.WARNING)
@@ -112,6 +115,7 @@ def _run(argv: Sequence[str]) -> None:
             workdir,
             resume=_RESUME.value,
             overrides=config_flags.get_override_values(flags.FLAGS["config"]),
+            block=block,
         )
         write_plots(workdir)
     except UserError as error:

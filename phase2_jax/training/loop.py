@@ -10,6 +10,8 @@ from phase2_jax.data import pipeline
 from phase2_jax.data.corpora import Corpus, load_data
 from phase2_jax.data.tokenizers import save_tokenizer
 from phase2_jax.errors import UserError
+from phase2_jax.model.block import Block
+from phase2_jax.model.language_model import BlockFactory
 from phase2_jax.training import workdir as workdirs
 from phase2_jax.training.checkpoints import BEST, CHECKPOINTS, CheckpointDirectory
 from phase2_jax.training.config import ExperimentConfig
@@ -253,9 +255,14 @@ class Trainer:
 
 
 def train(
-    config: ExperimentConfig, workdir: Path, *, resume: bool = True, overrides: dict[str, Any] | None = None
+    config: ExperimentConfig,
+    workdir: Path,
+    *,
+    resume: bool = True,
+    overrides: dict[str, Any] | None = None,
+    block: BlockFactory = Block,
 ) -> TrainingHistory:
-    """Train in `workdir`, continuing the run it holds; returns the history.
+    """Train in `workdir`, continuing the run it holds; returns the history. `block` makes the layers of the model.
 
     Raises:
       UserError: anything about the request that cannot work, before anything is changed.
@@ -268,7 +275,7 @@ def train(
         workdirs.check_unchanged(stored["config"], plain)
     corpus = load_data(config.data)
     try:
-        run, state = build(config, corpus)
+        run, state = build(config, corpus, block=block)
     except jax.errors.JaxRuntimeError as error:
         if not is_out_of_memory(error):
             raise

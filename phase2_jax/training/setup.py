@@ -17,8 +17,9 @@ from pallas_kernels import hebbian_scan
 from phase2_jax.data import pipeline
 from phase2_jax.data.corpora import Corpus, TaskCorpus
 from phase2_jax.errors import UserError
+from phase2_jax.model.block import Block
 from phase2_jax.model.config import ModelConfig
-from phase2_jax.model.language_model import LanguageModel, ModelState, init_state
+from phase2_jax.model.language_model import BlockFactory, LanguageModel, ModelState, init_state
 from phase2_jax.training.config import ExperimentConfig
 from phase2_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from phase2_jax.training.step import Batch, StepConfig, TrainState, compile_train_step, eval_step
@@ -119,7 +120,10 @@ def _check_implementation(name: str | None, config: ModelConfig) -> None:
 
 
 def build(
-    config: ExperimentConfig, corpus: Corpus | TaskCorpus, schedule: optax.Schedule | None = None
+    config: ExperimentConfig,
+    corpus: Corpus | TaskCorpus,
+    schedule: optax.Schedule | None = None,
+    block: BlockFactory = Block,
 ) -> tuple[Run, TrainState]:
     """Compile-ready steps and the initial state of a run on `corpus`.
 
@@ -127,6 +131,7 @@ def build(
       config: checked.
       corpus: text and tokenizer.
       schedule: of the learning rate, instead of warmup and cosine.
+      block: makes a layer of the model.
 
     Raises:
       UserError: sizes that do not fit each other, the text or the devices.
@@ -146,7 +151,11 @@ def build(
     def initialise() -> tuple[LanguageModel, jax.Array]:
         params_key, run_key = jax.random.split(jax.random.key(train.seed))
         model = LanguageModel(
-            model_config, seq_len=train.seq_len, rngs=nnx.Rngs(params=params_key), implementation=implementation
+            model_config,
+            seq_len=train.seq_len,
+            rngs=nnx.Rngs(params=params_key),
+            implementation=implementation,
+            block=block,
         )
         return model, run_key
 

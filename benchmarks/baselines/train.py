@@ -1,0 +1,31 @@
+"""Train another architecture with everything of ours around it: data, model skeleton, optimizer, trainer.
+
+    python benchmarks/baselines/train.py --baseline=transformer --config=configs/benchmarks/tinyshakespeare_small.py \\
+        --workdir=runs/transformer --config.model.ffn_dim=432
+
+--baseline: transformer (rotary positions, attention within a window of train.seq_len) or gla (gated linear attention,
+carried state). model.ffn_dim is there to make the numbers of parameters equal, as the table at the start shows. The
+same model with its memory off, or with a fixed Γ, needs no other program: `python train.py` with
+`--config.model.memory=False` or `--config.model.adaptive_decay=False`.
+"""
+
+import sys
+from pathlib import Path
+
+from absl import flags
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from benchmarks.baselines.blocks import MIXERS, BaselineBlock
+from phase2_jax.programs.train import main
+
+_BASELINE = flags.DEFINE_enum("baseline", "transformer", sorted(MIXERS), "Architecture of the layers.")
+
+
+def _block(config, seq_len, implementation, rngs) -> BaselineBlock:
+    del seq_len, implementation
+    return BaselineBlock(_BASELINE.value, config, rngs)
+
+
+if __name__ == "__main__":
+    main(_block)
