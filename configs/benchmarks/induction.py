@@ -1,7 +1,10 @@
 """Induction heads: trained on 256 tokens, asked on up to 2^20.
 
-python train.py --config=configs/benchmarks/induction.py --workdir=runs/induction
-python benchmarks/task_accuracy.py --workdir=runs/induction --cells=64,256,1024,4096,16384,65536,262144,1048576
+    python train.py --config=configs/benchmarks/induction.py --workdir=runs/induction
+    python benchmarks/task_accuracy.py --workdir=runs/induction --cells=64,256,1024,4096,16384,65536,262144,1048576
+
+After 8,000 steps (four minutes beside other runs on an H200, one seed) every answer at 256 tokens is right, but .79 of
+those at 1,024 and none above chance from 16,384 on: what the memory writes between key and question adds up.
 """
 
 from ml_collections import ConfigDict

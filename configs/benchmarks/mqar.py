@@ -1,8 +1,9 @@
-"""Multi-query associative recall, the grid of Zoology's figure 2.
+"""Multi-query associative recall, the grid of Zoology's figure 2: two layers without feed-forward branch or resolvent.
 
     python train.py --config=configs/benchmarks/mqar.py:512,64,128 --workdir=runs/mqar
 
-The variant is LENGTH,PAIRS,WIDTH.
+The variant is LENGTH,PAIRS,WIDTH. No cell has been trained to its end yet; docs/results.md has the accuracies on the
+way, .985 after 3,000 steps at 512,64,64 and .997 after 1,000 at 256,16,64.
 """
 
 from ml_collections import ConfigDict

@@ -1,8 +1,10 @@
 """The harder mixture of associative recall: sequences of 64 to 256 tokens with 4 to 64 pairs among random tokens.
 
     python train.py --config=configs/benchmarks/mqar_mixture.py --workdir=runs/mqar_mixture
-    python benchmarks/task_accuracy.py --workdir=runs/mqar_mixture \\
+    python benchmarks/task_accuracy.py --workdir=runs/mqar_mixture \
         --cells=64:4,64:8,64:16,128:32,256:64,512:128,1024:256
+
+Not trained yet.
 """
 
 from ml_collections import ConfigDict

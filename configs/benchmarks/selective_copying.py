@@ -1,6 +1,8 @@
 """Selective copying: 16 tokens scattered over 4,096, to be repeated in their order.
 
-python train.py --config=configs/benchmarks/selective_copying.py --workdir=runs/selective_copying
+    python train.py --config=configs/benchmarks/selective_copying.py --workdir=runs/selective_copying
+
+Not learned yet: .21 of the tokens right after 500 steps, where the only run so far was given up.
 """
 
 from ml_collections import ConfigDict

@@ -1,7 +1,10 @@
 """tinyshakespeare on the GPU budget: at most 10.7 million parameters, 5,000 steps of 64 x 256 characters.
 
-    python train.py --config=configs/benchmarks/tinyshakespeare.py --workdir=runs/shakespeare \\
+    python train.py --config=configs/benchmarks/tinyshakespeare.py --workdir=runs/shakespeare \
         --config.data.path=tinyshakespeare/input.txt
+
+20 ms a step on an H200. Not trained to its end yet: at weight decay 0.1 the validation loss passed its lowest, 1.509
+nats per character, at step 1,500; this recipe takes the weight decay that helped on WikiText-2.
 """
 
 from ml_collections import ConfigDict
@@ -16,16 +19,18 @@ def get_config() -> ConfigDict:
     config.model.num_heads = 6
     config.model.head_dim = 64
     config.model.dtype = "bfloat16"
-    config.model.dropout = 0.3
+    config.model.dropout = 0.45
+    config.model.output_dropout = 0.2
     config.model.base_decay = 1e-4
     config.model.half_life_max = 1024.0
     config.train.num_steps = 5_000
     config.train.steps_per_epoch = 500
     config.train.batch_size = 64
     config.train.seq_len = 256
-    config.optimizer.learning_rate = 1e-3
+    config.optimizer.name = "muon"
+    config.optimizer.learning_rate = 2e-3
     config.optimizer.min_learning_rate = 1e-4
     config.optimizer.beta2 = 0.99
-    config.optimizer.weight_decay = 0.1
+    config.optimizer.weight_decay = 0.6
     config.checkpoint.every_steps = 0
     return config
