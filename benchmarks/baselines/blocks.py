@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from phase2_jax.errors import UserError
 from phase2_jax.memory.diagnostics import MemoryDiagnostics
 from phase2_jax.memory.state import MemoryState
 from phase2_jax.model.block import FeedForward
@@ -97,6 +98,8 @@ class BaselineBlock(nnx.Module):
     """x ← x + Drop(mixer(LN x)); x ← x + Drop(FFN(LN x))."""
 
     def __init__(self, mixer: str, config: ModelConfig, rngs: nnx.Rngs):
+        if config.resolvent:
+            raise UserError("a baseline has no resolvent: give --config.model.resolvent=False")
         self.config = config
         norm = lambda: nnx.LayerNorm(config.d_model, epsilon=1e-5, dtype=jnp.dtype(config.dtype), rngs=rngs)  # noqa: E731
         self.norm1, self.norm2 = norm(), norm()

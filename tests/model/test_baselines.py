@@ -1,6 +1,7 @@
 """The baselines' layers: causal, each document by itself, and the recurrence as published."""
 
 import importlib.util
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from phase2_jax.errors import UserError
 from phase2_jax.model.config import ModelConfig
 from phase2_jax.model.language_model import LanguageModel, init_state
 
@@ -75,6 +77,11 @@ def test_gated_linear_attention_carries_its_state(model):
     difference = np.abs(second - whole[:, 6:]).max()
     # Float32 programs of the same function; attention forgets everything before its window.
     assert difference < 1e-5 if name == "gla" else difference > 1e-2
+
+
+def test_a_resolvent_is_refused(blocks):
+    with pytest.raises(UserError, match=r"--config\.model\.resolvent=False"):
+        blocks.BaselineBlock("gla", replace(CONFIG, resolvent=True), nnx.Rngs(0))
 
 
 def test_rotation_depends_on_distances_alone(blocks):
