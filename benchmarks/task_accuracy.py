@@ -13,6 +13,7 @@ from pathlib import Path
 
 import jax
 from absl import app, flags
+from absl import logging as absl_logging
 
 from phase2_jax.data.task_stream import EvalBatches, TaskStream
 from phase2_jax.data.tasks import make_examples
@@ -30,6 +31,8 @@ _WINDOW = flags.DEFINE_integer("window", 4096, "Tokens of a call.")
 
 def main(argv: list[str]) -> None:
     del argv
+    # Orbax reports every file it opens.
+    absl_logging.set_verbosity(absl_logging.ERROR)
     loaded = load_model(Path(_WORKDIR.value), _CHECKPOINT.value)
     task, model = loaded.config.data.task, loaded.model_config
     step = jax.jit(partial(eval_step, loaded.graphdef(model), False))
