@@ -1,4 +1,7 @@
-"""The one exception that means "the user can fix this"."""
+"""The one exception that means "the user can fix this", and the exit statuses of the programs."""
+
+USAGE_STATUS = 2
+INTERRUPTED_STATUS = 130
 
 
 class UserError(Exception):

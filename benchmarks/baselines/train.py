@@ -18,14 +18,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.baselines.blocks import MIXERS, BaselineBlock
 from phase2_jax.programs.train import main
+from phase2_jax.training.setup import Architecture
 
 _BASELINE = flags.DEFINE_enum("baseline", "transformer", sorted(MIXERS), "Architecture of the layers.")
 
 
-def _block(config, seq_len, implementation, rngs) -> BaselineBlock:
-    del seq_len, implementation
-    return BaselineBlock(_BASELINE.value, config, rngs)
+def _architecture() -> Architecture:
+    name = _BASELINE.value
+    return Architecture(name, lambda config, seq_len, implementation, rngs: BaselineBlock(name, config, rngs))
 
 
 if __name__ == "__main__":
-    main(_block)
+    main(_architecture)

@@ -14,7 +14,7 @@ def get_config() -> ConfigDict:
     config = induction.get_config()
     config.model.half_life_max = 4.0 * 4096
     config.data.task.name = "selective_copying"
-    config.data.task.items = 16
+    config.data.task.num_items = 16
     config.data.task.num_valid = 512
     config.train.seq_len = 4096
     config.train.batch_size = 64

@@ -64,10 +64,9 @@ def decay_cotangent(
     The cotangent at t is the sum over all paths from a write before t to a readout at t or after. inside (B, H, M, C):
     those that stay in t's chunk. read, stored (B, H, M, C), per token: those from the entering state to its readout,
     and from its write to the leaving state. anchors (B, H, A): all paths that pass the entry of every ANCHOR-th
-    chunk. The
-    sums over whole chunks between two anchors follow from what is read and written in them; over longer stretches such
-    differences would cancel, and they say nothing where less of a state survives a chunk than dtype, that of the
-    products in the sweeps, can resolve.
+    chunk. The sums over whole chunks between two anchors follow from what is read and written in them; over longer
+    stretches such differences would cancel, and they say nothing where less of a state survives a chunk than dtype,
+    that of the products in the sweeps, can resolve.
     """
     ones = jnp.ones((CHUNK, CHUNK), jnp.float32)
     precise = jax.lax.Precision.HIGHEST

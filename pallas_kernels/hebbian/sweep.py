@@ -12,8 +12,7 @@ is made of (`gates.decay_cotangent`).
 
 Where there are too few streams (batch x heads x blocks of values) to fill the device, the sequence is cut into
 segments: a first sweep over b and c alone finds what each segment adds to the state, the states between them follow
-by one small
-product, and all segments then run side by side.
+by one small product, and all segments then run side by side.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ class TaskConfig:
     """ "mqar", "induction", "selective_copying" or "modular_sum"; empty reads a text."""
     vocab_size: int = 16
     """Token ids; of modular_sum the modulus."""
-    items: int = 4
+    num_items: int = 4
     """What a sequence holds to remember: pairs (mqar) or tokens (selective_copying)."""
     num_train: int = 0
     """Training sequences, all different; 0 = new ones for every batch."""
@@ -40,11 +40,11 @@ class TaskConfig:
     def validate(self) -> None:
         """Raises UserError that names the first field out of range."""
         _one_of("data.task.name", self.name, ("", *TASKS))
-        for name, least in (("vocab_size", 2), ("items", 1), ("num_train", 0), ("num_valid", 1), ("seed", 0)):
+        for name, least in (("vocab_size", 2), ("num_items", 1), ("num_train", 0), ("num_valid", 1), ("seed", 0)):
             if getattr(self, name) < least:
                 raise UserError(f"data.task.{name}={getattr(self, name)} must be at least {least}")
-        if self.name == "mqar" and self.vocab_size < 2 * max(self.items, *(part[1] for part in self.parts), 1) + 2:
-            raise UserError(f"data.task.vocab_size={self.vocab_size} is too small for {self.items} different pairs")
+        if self.name == "mqar" and self.vocab_size < 2 * max(self.num_items, *(part[1] for part in self.parts), 1) + 2:
+            raise UserError(f"data.task.vocab_size={self.vocab_size} is too small for {self.num_items} different pairs")
         if self.name in ("induction", "selective_copying") and self.vocab_size < 3:
             raise UserError(f"data.task.vocab_size={self.vocab_size} must be at least 3")
         if self.mixture and not self.num_train:

@@ -95,7 +95,9 @@ def load_corpus(config: DataConfig, tokenizer: Tokenizer | None = None) -> Corpu
     """
     config.validate()
     if config.task.name:
-        raise UserError(f"data.task.name={config.task.name!r} is a task and has no text of its own: give a text")
+        raise UserError(
+            f"data.task.name={config.task.name!r} is a task and has no text of its own: give one (data.path, or --data)"
+        )
     train_documents, valid_documents = _documents(config)
     if not any(train_documents):
         raise UserError("there is no training text: the files are empty, or data.valid_fraction leaves nothing")

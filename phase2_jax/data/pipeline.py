@@ -31,7 +31,7 @@ def steps_per_epoch(stream: TokenStream | TaskStream, config: DataConfig, *, bat
     """
     _check_shape(batch_size, seq_len)
     if isinstance(stream, TaskStream):
-        return task_stream.steps_per_epoch(stream, batch_size)
+        return task_stream.steps_per_epoch(stream, batch_size, seq_len)
     steps = (len(stream) - 1) // (batch_size * seq_len)
     if steps < 1:
         raise UserError(

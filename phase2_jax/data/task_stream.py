@@ -11,7 +11,7 @@ import numpy as np
 
 from phase2_jax.data.batch import NOT_SCORED, Batch
 from phase2_jax.data.config import TaskConfig
-from phase2_jax.data.tasks import Examples, make_examples
+from phase2_jax.data.tasks import Examples, check_length, make_examples
 from phase2_jax.errors import UserError
 
 # An epoch of a task whose examples never repeat.
@@ -61,18 +61,20 @@ class TaskStream:
 
 def _padded(examples: Examples, num_tokens: int) -> Examples:
     missing = num_tokens - examples.tokens.shape[1]
-    if missing < 0:
-        raise UserError(f"data.task.parts has sequences longer than train.seq_len={num_tokens}: raise it")
     widths = ((0, 0), (0, missing))
     return Examples(np.pad(examples.tokens, widths), np.pad(examples.labels, widths, constant_values=NOT_SCORED))
 
 
-def steps_per_epoch(stream: TaskStream, batch_size: int) -> int:
+def steps_per_epoch(stream: TaskStream, batch_size: int, seq_len: int) -> int:
     """Batches of a finite set, or `STEPS_OF_ENDLESS_EPOCH`.
 
     Raises:
-      UserError: the set is smaller than a batch.
+      UserError: the set is smaller than a batch, or its sequences do not fit.
     """
+    for length, items, _ in stream.config.parts or ((seq_len, stream.config.num_items, 0),):
+        if length > seq_len:
+            raise UserError(f"data.task.mixture has sequences longer than train.seq_len={seq_len}: raise it")
+        check_length(stream.config, length, items)
     if not len(stream):
         return STEPS_OF_ENDLESS_EPOCH
     if len(stream) < batch_size:

@@ -106,17 +106,22 @@ TASKS: dict[str, Callable[[np.random.Generator, int, int, int, TaskConfig], Exam
 }
 
 
+def check_length(config: TaskConfig, num_tokens: int, items: int) -> None:
+    """Raise UserError where `num_tokens` tokens have no room for the task."""
+    needed = {"mqar": 4 * items, "induction": 4, "selective_copying": 2 * items, "modular_sum": 1}[config.name]
+    if num_tokens < needed:
+        raise UserError(
+            f"sequences of {num_tokens} tokens are too short for data.task.name={config.name!r} with "
+            f"data.task.num_items={items}: train.seq_len must be at least {needed}"
+        )
+
+
 def make_examples(config: TaskConfig, rng: np.random.Generator, rows: int, num_tokens: int, items: int = 0) -> Examples:
     """`rows` examples of `num_tokens` tokens; `items` replaces the number in the configuration.
 
     Raises:
       UserError: the sequences are too short for the task.
     """
-    items = items or config.items
-    needed = {"mqar": 4 * items, "induction": 4, "selective_copying": 2 * items, "modular_sum": 1}[config.name]
-    if num_tokens < needed:
-        raise UserError(
-            f"sequences of {num_tokens} tokens are too short for data.task.name={config.name!r} with "
-            f"data.task.items={items}: train.seq_len must be at least {needed}"
-        )
+    items = items or config.num_items
+    check_length(config, num_tokens, items)
     return TASKS[config.name](rng, rows, num_tokens, items, config)

@@ -50,7 +50,7 @@ class Generation:
 
 @dataclass
 class Timing:
-    """Seconds of the last call: compiling, reading prompts, and writing; tokens written by all rows."""
+    """Seconds of the last call: compiling, reading prompts, and writing; tokens of all rows up to their ends."""
 
     compiling: float = 0.0
     reading: float = 0.0
@@ -172,13 +172,14 @@ class Generator:
             before = rows
             rows, logits, seen, tokens = self._decoder.write(rows, logits, seen, keys, written, count, filters)
             tokens_TxR = np.asarray(tokens)[:count]
-            self.timing.tokens += count * len(texts)
             written += count
             seconds = time.perf_counter() - started
             self.timing.writing += seconds
             for text in texts:
                 if text.end is None:
-                    yield from text.push(tokens_TxR[:, text.row], before)
+                    pieces = list(text.push(tokens_TxR[:, text.row], before))
+                    self.timing.tokens = sum(other.num_tokens for other in texts)
+                    yield from pieces
             count = min(STEPS_PER_CALL, max(1, int(SECONDS_PER_CALL * count / max(seconds, 1e-9))))
         for text in texts:
             if text.end is None:
@@ -202,7 +203,7 @@ class _RowText:
         self._generator = generator
         self._stream = TextStream(generator.loaded.tokenizer, start.context)
         self._stops = StopStrings(config.stop)
-        self._num_tokens = 0
+        self.num_tokens = 0
 
     def push(self, tokens: np.ndarray, before) -> Iterator[Piece]:
         """Take the tokens of a call that began at the states `before`; they end at a stop string."""
@@ -210,7 +211,7 @@ class _RowText:
         for index, token in enumerate(tokens.tolist()):
             text, stopped = self._stops.push(self._stream.push(token))
             pieces.append(text)
-            self._num_tokens += 1
+            self.num_tokens += 1
             if stopped:
                 yield Piece(self.row, "".join(pieces), self._stop(tokens[: index + 1], before))
                 return
@@ -222,7 +223,7 @@ class _RowText:
         decoder = self._generator._decoder
         memory = jax.tree.map(lambda leaf: leaf[self.row], before)
         memory, logits_V = decoder.read(memory, decoder.start()[1], tokens)
-        self.end = End("stop", self._num_tokens, TextState(memory, logits_V, self._stream.context))
+        self.end = End("stop", self.num_tokens, TextState(memory, logits_V, self._stream.context))
         return self.end
 
     def finish(self, memory, logits_V: jax.Array) -> Piece:
@@ -230,5 +231,5 @@ class _RowText:
         text, stopped = self._stops.push(self._stream.flush())
         text += "" if stopped else self._stops.flush()
         state = TextState(memory, logits_V, self._stream.context)
-        self.end = End("stop" if stopped else "max_tokens", self._num_tokens, state)
+        self.end = End("stop" if stopped else "max_tokens", self.num_tokens, state)
         return Piece(self.row, text, self.end)

@@ -18,8 +18,8 @@ from phase2_jax.model.config import ModelConfig
 from phase2_jax.model.language_model import LanguageModel
 from phase2_jax.training.checkpoints import BEST, CHECKPOINTS, CheckpointDirectory
 from phase2_jax.training.config import ExperimentConfig, from_config_dict
-from phase2_jax.training.setup import resolve_model
-from phase2_jax.training.workdir import CONFIG_FILE, TOKENIZER_FILE, plain
+from phase2_jax.training.setup import PHASE2, resolve_model
+from phase2_jax.training.workdir import CONFIG_FILE, TOKENIZER_FILE, check_architecture, plain
 
 LATEST = "latest"
 
@@ -104,14 +104,15 @@ def _read_config(workdir: Path) -> ExperimentConfig:
     if not workdir.is_dir():
         raise UserError(f"--workdir={workdir} does not exist: give the folder of a run that train.py made")
     try:
-        stored = json.loads(file.read_text(encoding="utf-8"))["config"]
-        if not isinstance(stored, dict):
+        stored = json.loads(file.read_text(encoding="utf-8"))
+        check_architecture(stored, PHASE2.name, workdir)
+        if not isinstance(stored["config"], dict):
             raise TypeError("config is no object")
     except OSError as error:
         raise UserError(f"--workdir={workdir} holds no run ({CONFIG_FILE}: {error.strerror}): give another") from error
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{file} is no configuration of a run ({error}): give another --workdir") from error
-    return from_config_dict(ConfigDict(stored))
+    return from_config_dict(ConfigDict(stored["config"]))
 
 
 def _steps(directory: Path) -> list[int]:

@@ -41,6 +41,23 @@ class TextState:
         return int(self.memory.position[0])
 
 
+def check_writable(path: Path) -> None:
+    """Find out before a long text is read whether its memory can be saved.
+
+    Raises:
+      UserError: the folder does not exist or cannot be written to, or the path is a folder.
+    """
+    reason = None
+    if path.is_dir():
+        reason = "it is a folder"
+    elif not path.parent.is_dir():
+        reason = f"the folder {path.parent} does not exist"
+    elif not os.access(path.parent, os.W_OK):
+        reason = f"the folder {path.parent} is read-only"
+    if reason:
+        raise UserError(f"--save_state={path} cannot be written ({reason}): give another file")
+
+
 def save_state(state: TextState, loaded: LoadedModel, path: Path) -> None:
     """Write `state` and what identifies its model; an existing file is replaced whole.
 
@@ -84,9 +101,8 @@ def load_state(path: Path, loaded: LoadedModel) -> TextState:
     except OSError as error:
         raise UserError(f"--load_state={path} cannot be read ({error.strerror or error}): check the path") from error
     except (KeyError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        reason = " ".join(str(error).split())[:100]
         raise UserError(
-            f"--load_state={path} is no saved memory state, or damaged ({reason}): save it again"
+            f"--load_state={path} is no memory state, or a damaged one: write one with --save_state"
         ) from error
 
 

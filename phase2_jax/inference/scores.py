@@ -18,6 +18,8 @@ _MEANS = {
     "lyapunov_stable_ratio": "stable_ratio",
     "mean_fast_weight_energy": "energy",
 }
+# What says something about the fast weights, and nothing where they are all zero: no memory, or nothing ever written.
+_OF_WEIGHTS = ("snr_mean", "snr_low_ratio", "resonant_modes", "resonance_energy", "stable_ratio", "energy_change")
 
 
 class Tally:
@@ -123,6 +125,9 @@ class _Figures:
         figures = {key: float(np.mean(per_layer[name])) for key, name in _MEANS.items()}
         figures["std_gamma"] = math.sqrt(max(float(np.mean(square_L)) - figures["mean_gamma"] ** 2, 0))
         figures["min_gamma"], figures["max_gamma"] = float(np.min(self._least_L)), float(np.max(self._most_L))
-        return {key: figures[key] for key in DIAGNOSTIC_KEYS} | {
-            "per_layer": {name: value.tolist() for name, value in per_layer.items()}
-        }
+        result: dict[str, Any] = {key: figures[key] for key in DIAGNOSTIC_KEYS}
+        layers: dict[str, list[float | None]] = {name: value.tolist() for name, value in per_layer.items()}
+        if not np.any(per_layer["energy"]):
+            result |= {key: None for key, name in _MEANS.items() if name in _OF_WEIGHTS}
+            layers |= {name: [None] * len(layers["energy"]) for name in _OF_WEIGHTS}
+        return result | {"per_layer": layers}

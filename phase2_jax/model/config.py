@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from phase2_jax.errors import UserError
 from phase2_jax.memory.config import ConsolidationConfig, LyapunovConfig, MemoryConfig, ResonanceConfig, SnrConfig
+from phase2_jax.physics import zeta
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,20 @@ class ModelConfig:
         """What acts on the fast weights between the writes."""
         return MemoryConfig(self.consolidation, self.snr, self.resonance, self.lyapunov)
 
+    def _validate_zeta(self) -> None:
+        """Raise UserError where something wants more zeros of the zeta function than the table holds."""
+        widest = zeta.TABLE_SIZE
+        # The figures of resonance need its basis also when the mechanism is off.
+        if self.memory:
+            _require(self.head_dim <= widest, "model.head_dim", self.head_dim, f"at most {widest} (resonance)")
+        if self.position_embedding == "zeta":
+            _require(
+                self.d_model <= 2 * widest, "model.d_model", self.d_model, f"at most {2 * widest} (zeta embedding)"
+            )
+        if self.zeta_init:
+            # Every projection has one side of this width.
+            _require(self.d_model <= widest, "model.d_model", self.d_model, f"at most {widest} with zeta_init")
+
     def validate(self) -> None:
         """Raise UserError that names the first field out of range and what it may be."""
         for name in ("d_model", "num_layers", "num_heads", "head_dim", "conv_width"):
@@ -116,7 +131,10 @@ class ModelConfig:
         for name in ("base_decay", "dt", "half_life_min", "epsilon_min"):
             _require(0 < getattr(self, name) < float("inf"), f"model.{name}", getattr(self, name), "greater than 0")
         _require(
-            self.epsilon_min >= 1e-2, "model.epsilon_min", self.epsilon_min, "at least 0.01 (bounds the resolvent)"
+            1e-2 <= self.epsilon_min < 0.5,
+            "model.epsilon_min",
+            self.epsilon_min,
+            "at least 0.01 (bounds the resolvent) and below 0.5 (ε starts between twice that and 1)",
         )
         _require(
             self.half_life_max == 0 or self.half_life_max >= self.half_life_min,
@@ -161,6 +179,7 @@ class ModelConfig:
             )
         if self.position_embedding == "zeta" and self.d_model % 2:
             raise UserError(f"model.d_model={self.d_model} must be even for model.position_embedding=zeta")
+        self._validate_zeta()
         needed = self.base_decay * self.dt * self.half_life_min
         if self.adaptive_decay and needed >= 0.34:
             raise UserError(

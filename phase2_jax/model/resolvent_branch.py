@@ -26,11 +26,13 @@ class ResolventBranch(nnx.Module):
 
     def __init__(self, config: ModelConfig, implementation: str | None, rngs: nnx.Rngs):
         self.config = config
-        # The GPU kernels are for the Hebbian scan alone.
+        # What the Hebbian scan has a kernel of its own for runs here as the default does.
         self.implementation = implementation if implementation in RESOLVENT_IMPLEMENTATIONS else None
         num = config.num_potentials
         energies_P = np.linspace(-1, 1, num) if num > 1 else np.zeros(1)
-        epsilons_P = np.geomspace(2 * config.epsilon_min, 1.0, num) if num > 1 else np.array([0.1])
+        epsilons_P = (
+            np.geomspace(2 * config.epsilon_min, 1.0, num) if num > 1 else np.array([max(0.1, 2 * config.epsilon_min)])
+        )
         self.energy = nnx.Param(jnp.asarray(energies_P, jnp.float32))
         self.epsilon_raw = nnx.Param(jnp.asarray(softplus_inverse(epsilons_P - config.epsilon_min), jnp.float32))
         self.coupling = nnx.Param(jnp.ones((num,), jnp.float32))

@@ -1,9 +1,8 @@
 """Lyapunov monitor: does dissipation keep up with what is written?
 
 Energy of a head is E = ‖W‖². The exact dynamics W_t = e^{-Γ_t dt} W_{t-1} + η k v^T give, over a chunk c of tokens
-with accumulated decay
-Γ̄_c, the supply S_c = E_c − e^{−2Γ̄_c} E_{c−1}: the energy that writing added to what dissipation left. Over an
-interval a head is *stable* iff
+with accumulated decay Γ̄_c, the supply S_c = E_c − e^{−2Γ̄_c} E_{c−1}: the energy that writing added to what
+dissipation left. Over an interval a head is *stable* iff
 
     E_end − E_start ≤ GROWTH_SHARE · Σ_c max(S_c, 0),
 
@@ -66,8 +65,8 @@ def observe(
     """Follow the energy over N tokens that start from `w` at stream position `position`.
 
     Chunks end at stream positions that are multiples of `chunk`, however the stream is cut into calls, so the figures
-    do not depend on the
-    cutting. A document's reset restarts the interval. Read-only: no gradient flows through any of it.
+    do not depend on the cutting. A document's reset restarts the interval. Read-only: no gradient flows through any of
+    it.
     """
     stop = jax.lax.stop_gradient
     w_BxHxKxV = stop(w_BxHxKxV)

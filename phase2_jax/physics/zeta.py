@@ -11,6 +11,7 @@ import numpy as np
 from scipy.special import loggamma
 
 TABLE = "zeta_zeros.npy"
+TABLE_SIZE = 2048
 
 
 @functools.cache

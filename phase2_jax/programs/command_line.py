@@ -4,13 +4,12 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 from absl import flags
 from absl import logging as absl_logging
 
-from phase2_jax.errors import UserError
-
-USAGE_STATUS = 2
-INTERRUPTED_STATUS = 130
+from phase2_jax.errors import INTERRUPTED_STATUS, USAGE_STATUS, UserError
+from phase2_jax.training.memory_budget import is_out_of_memory
 
 
 def model_flags() -> flags.FlagValues:
@@ -22,8 +21,8 @@ def model_flags() -> flags.FlagValues:
     return values
 
 
-def run(values: flags.FlagValues, usage: str, program: Callable[[dict[str, Any]], None]) -> None:
-    """Parse `sys.argv` and run `program` on the flags' values by name.
+def run(values: flags.FlagValues, usage: str, program: Callable[[dict[str, Any]], None], smaller: str) -> None:
+    """Parse `sys.argv` and run `program` on the flags' values by name; `smaller` is what to do when memory runs out.
 
     Exits with 0, 2 (user error, one line), 130 (Ctrl-C), or 1 with a traceback (internal error).
     """
@@ -40,6 +39,10 @@ def run(values: flags.FlagValues, usage: str, program: Callable[[dict[str, Any]]
         program(chosen)
     except UserError as error:
         _fail(str(error), USAGE_STATUS)
+    except jax.errors.JaxRuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        _fail(f"the device is out of memory: {smaller}", USAGE_STATUS)
     except KeyboardInterrupt:
         _fail("interrupted", INTERRUPTED_STATUS)
     except BrokenPipeError:

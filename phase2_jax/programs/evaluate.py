@@ -21,7 +21,7 @@ _SECONDS_BETWEEN_LINES = 10.0
 
 def main() -> None:
     """Parse the command line and evaluate; see `command_line.run` for exit statuses."""
-    command_line.run(_flags(), USAGE, _run)
+    command_line.run(_flags(), USAGE, _run, "lower --batch_size, or set JAX_PLATFORMS=cpu")
 
 
 def _flags() -> flags.FlagValues:

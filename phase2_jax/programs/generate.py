@@ -13,6 +13,7 @@ from phase2_jax.errors import UserError
 from phase2_jax.inference.generator import End, Generator, Piece
 from phase2_jax.inference.loading import load_model
 from phase2_jax.inference.sampling import GenerationConfig
+from phase2_jax.inference.saved_state import check_writable
 from phase2_jax.inference.text_source import decode_stream
 from phase2_jax.programs import command_line
 
@@ -22,7 +23,7 @@ _STDIN = "-"
 
 def main() -> None:
     """Parse the command line and generate; see `command_line.run` for exit statuses."""
-    command_line.run(_flags(), USAGE, _run)
+    command_line.run(_flags(), USAGE, _run, "give fewer prompts at a time, or set JAX_PLATFORMS=cpu")
 
 
 def _flags() -> flags.FlagValues:
@@ -42,7 +43,7 @@ def _flags() -> flags.FlagValues:
     whole("seed", None, "Same seed, same text; without it every run differs.")
     flags.DEFINE_multi_string("stop", [], "Text before which to stop; may be repeated.", flag_values=values)
     text("save_state", "", "File for the memory as it is at the end (one prompt).")
-    text("load_state", "", "File of a memory to begin with, instead of an empty one.")
+    text("load_state", "", "File of a memory to begin with, instead of an empty one; --prompt=- adds standard input.")
     flags.DEFINE_bool("echo", False, "Print the prompt, too.", flag_values=values)
     return values
 
@@ -52,9 +53,11 @@ def _run(chosen: dict[str, Any]) -> None:
     names = ("max_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty")
     config = GenerationConfig(**{name: chosen[name] for name in names}, seed=seed, stop=tuple(chosen["stop"]))
     config.validate()
-    prompts = _prompts(chosen["prompt"], has_state=bool(chosen["load_state"]))
+    prompts = _prompts(chosen["prompt"], has_state=bool(chosen["load_state"]), echo=chosen["echo"])
     if chosen["save_state"] and len(prompts) > 1:
         raise UserError("--save_state keeps one memory: give a single --prompt with it")
+    if chosen["save_state"]:
+        check_writable(Path(chosen["save_state"]))
     generator = Generator(load_model(Path(chosen["workdir"]), chosen["checkpoint"]))
     state = generator.load_state(chosen["load_state"]) if chosen["load_state"] else None
     pieces = generator.stream(prompts, config, state=state)
@@ -70,7 +73,7 @@ def _run(chosen: dict[str, Any]) -> None:
     )
 
 
-def _prompts(given: list[str], *, has_state: bool) -> list[str | Iterable[str]]:
+def _prompts(given: list[str], *, has_state: bool, echo: bool) -> list[str | Iterable[str]]:
     if not given and has_state:
         return [""]
     if not given and sys.stdin.isatty():
@@ -79,7 +82,12 @@ def _prompts(given: list[str], *, has_state: bool) -> list[str | Iterable[str]]:
         raise UserError("--prompt=- was given twice, but there is one standard input: give it once")
     if "" in given:
         raise UserError("--prompt is empty: give some text to continue")
-    stdin = lambda: decode_stream(sys.stdin.buffer, "standard input")  # noqa: E731
+
+    def stdin() -> str | Iterable[str]:
+        text = decode_stream(sys.stdin.buffer, "standard input")
+        # A text that is to be printed before its continuation has to be kept until then.
+        return "".join(text) if echo else text
+
     return [stdin() if prompt == _STDIN else prompt for prompt in given or [_STDIN]]
 
 

@@ -1,8 +1,11 @@
 """What `train.py` does around `training.loop.train`: flags, one-line errors, exit statuses."""
 
+import logging
+import re
 import sys
+import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -10,18 +13,16 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import ConfigDict, config_flags
 
-from phase2_jax.errors import UserError
-from phase2_jax.model.block import Block
-from phase2_jax.model.language_model import BlockFactory
+from phase2_jax.errors import INTERRUPTED_STATUS, USAGE_STATUS, UserError
 from phase2_jax.reporting.drawing import save
 from phase2_jax.reporting.plots import learning_rate_test, write_plots
 from phase2_jax.training.config import ExperimentConfig, default_config, did_you_mean, from_config_dict
 from phase2_jax.training.loop import train
 from phase2_jax.training.lr_finder import find_learning_rate, write_range_test
+from phase2_jax.training.setup import PHASE2, Architecture
 from phase2_jax.training.signals import Interrupted
-from phase2_jax.training.workdir import PLOTS
+from phase2_jax.training.workdir import PLOTS, flatten
 
-USAGE_STATUS = 2
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Configuration file, for example configs/tiny.py.", lock_config=True
 )
@@ -30,11 +31,11 @@ _RESUME = flags.DEFINE_bool("resume", True, "Continue the run that workdir holds
 _LR_FIND = flags.DEFINE_bool("lr_find", False, "Only find a learning rate: plot and figures go to workdir/plots.")
 
 
-def main(block: BlockFactory = Block) -> None:
-    """Parse the command line and train a model whose layers `block` makes; exits with 0, 2 (user error), 128 + signal,
-    or 1 with a traceback (internal error).
+def main(architecture: Callable[[], Architecture] = lambda: PHASE2) -> None:
+    """Parse the command line and train the model that `architecture` then names; exits with 0, 2 (user error), 128 +
+    signal, or 1 with a traceback (internal error).
     """
-    app.run(partial(_run, block), flags_parser=_parse)
+    app.run(partial(_run, architecture), flags_parser=_parse)
 
 
 def _parse(argv: Sequence[str]) -> list[str]:
@@ -49,6 +50,8 @@ def _parse(argv: Sequence[str]) -> list[str]:
             raise UserError("--workdir is missing: give a folder for the run, for example --workdir=runs/tiny")
     except UserError as error:
         _fail(str(error))
+    except SyntaxError as error:
+        _fail(f"--config: {error.filename}, line {error.lineno}: {error.msg}")
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         _fail(_explain(error, argv))
     return rest
@@ -64,8 +67,12 @@ def _check_config_file() -> None:
 
 
 def _explain(error: Exception, argv: Sequence[str]) -> str:
-    """One line about a command line that absl or ml_collections refused."""
-    text = " ".join(str(error.args[0] if error.args else error).split())
+    """One line about a command line or a configuration file that absl or ml_collections refused."""
+    text = str(error.args[0] if error.args else error)
+    if "Traceback" in text:
+        # ml_collections puts the whole of what a configuration file raised into its message; its end says what it was.
+        text = f"{text.partition(':')[0]}: {text.strip().splitlines()[-1]}"
+    text = " ".join(text.split())
     for argument in argv[1:]:
         name, _, value = argument.removeprefix("--").partition("=")
         if not name.startswith("config."):
@@ -73,6 +80,12 @@ def _explain(error: Exception, argv: Sequence[str]) -> str:
         problem = _override_problem(name.removeprefix("config."), value)
         if problem:
             return problem
+    unknown = re.search(r"Key \"(\w+)\" does not exist", text)
+    if unknown and isinstance(error, AttributeError):
+        where = traceback.extract_tb(error.__traceback__)
+        line = next((frame for frame in where if frame.name == "get_config"), where[-1])
+        known = {name.rpartition(".")[2] for name in flatten(default_config().to_dict())}
+        return f"{line.filename}, line {line.lineno}: {unknown[1]} does not exist{did_you_mean(unknown[1], known)}"
     return text
 
 
@@ -99,38 +112,41 @@ def _override_problem(path: str, value: str) -> str | None:
     return None
 
 
-def _run(block: BlockFactory, argv: Sequence[str]) -> None:
+def _run(architecture: Callable[[], Architecture], argv: Sequence[str]) -> None:
     del argv
     # absl's flag parsing turned on a stream of orbax's own messages.
     absl_logging.set_verbosity(absl_logging.WARNING)
+    absl_logging.get_absl_handler().setFormatter(logging.Formatter("Warning: %(message)s"))
     warnings.showwarning = lambda message, *_, **__: print(f"Warning: {message}", file=sys.stderr)
     try:
         config = from_config_dict(_CONFIG.value)
         workdir = Path(str(_WORKDIR.value))
         if _LR_FIND.value:
-            _find_learning_rate(config, workdir)
+            _find_learning_rate(config, workdir, architecture())
             return
         train(
             config,
             workdir,
             resume=_RESUME.value,
             overrides=config_flags.get_override_values(flags.FLAGS["config"]),
-            block=block,
+            architecture=architecture(),
         )
         write_plots(workdir)
     except UserError as error:
         _fail(str(error))
     except Interrupted as error:
         _fail(f"{error}; run the same command again to continue", 128 + error.signum)
+    except KeyboardInterrupt:
+        _fail("interrupted", INTERRUPTED_STATUS)
 
 
-def _find_learning_rate(config: ExperimentConfig, workdir: Path) -> None:
-    test = find_learning_rate(config)
+def _find_learning_rate(config: ExperimentConfig, workdir: Path, architecture: Architecture) -> None:
     folder = workdir / PLOTS
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{folder} cannot be written to ({error.strerror}): choose another --workdir") from error
+    test = find_learning_rate(config, architecture=architecture, progress=print)
     write_range_test(test, folder)
     path = save(learning_rate_test(test), folder / "lr_find.png")
     print(f"Suggested learning rate: --config.optimizer.learning_rate={test.suggestion:g} (curve: {path})")

@@ -6,12 +6,12 @@ from pathlib import Path
 
 from absl import logging as absl_logging
 
-from phase2_jax.errors import UserError
+from phase2_jax.errors import INTERRUPTED_STATUS, USAGE_STATUS, UserError
 from phase2_jax.reporting.report import write_report
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Write the report; returns the exit status, 2 for a mistake of the user."""
+    """Write the report; returns the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m phase2_jax.reporting",
         description="Draws the histories and the best (or newest) checkpoint of runs: PNG files and report.html, "
@@ -29,7 +29,10 @@ def main(arguments: list[str] | None = None) -> int:
         written = write_report(options.workdir, passage)
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        return USAGE_STATUS
+    except KeyboardInterrupt:
+        print("error: interrupted", file=sys.stderr)
+        return INTERRUPTED_STATUS
     for path in written:
         print(path)
     return 0

@@ -13,11 +13,14 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from phase2_jax.errors import UserError
+from phase2_jax.training.memory_budget import is_out_of_memory
 from phase2_jax.training.step import Params, TrainState
 
 CHECKPOINTS = "checkpoints"
 BEST = "best"
 ITEMS = ("model", "optimizer", "memory", "rng", "progress")
+READERS_REMEDY = "name another with --checkpoint"
+TRAINERS_REMEDY = "delete that folder to continue from the one before it"
 
 
 class CheckpointDirectory:
@@ -32,6 +35,7 @@ class CheckpointDirectory:
 
     def __init__(self, directory: Path, *, keep: int = 1, asynchronous: bool = False, read_only: bool = False):
         self.directory = directory.absolute()
+        self._remedy = READERS_REMEDY if read_only else TRAINERS_REMEDY
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep, create=not read_only, enable_async_checkpointing=asynchronous, read_only=read_only
         )
@@ -62,7 +66,7 @@ class CheckpointDirectory:
         Raises:
           UserError: the checkpoint is damaged.
         """
-        with _DamageReported(self.directory / str(step)):
+        with self._damage_reported(step):
             restored = self._manager.restore(step, args=ocp.args.Composite(progress=ocp.args.JsonRestore()))
             return restored["progress"]
 
@@ -74,7 +78,7 @@ class CheckpointDirectory:
         """
         abstract = jax.tree.map(_abstract, replace(like, rng=jax.random.key_data(like.rng)))
         restore = ocp.args.StandardRestore
-        with _DamageReported(self.directory / str(step)):
+        with self._damage_reported(step):
             items = self._manager.restore(
                 step,
                 args=ocp.args.Composite(
@@ -106,10 +110,13 @@ class CheckpointDirectory:
         """
         device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), like)
-        with _DamageReported(self.directory / str(step)):
+        with self._damage_reported(step):
             return self._manager.restore(step, args=ocp.args.Composite(model=ocp.args.StandardRestore(abstract)))[
                 "model"
             ]
+
+    def _damage_reported(self, step: int) -> "_DamageReported":
+        return _DamageReported(self.directory / str(step), self._remedy)
 
     def wait(self) -> None:
         """Block until every save is on disk."""
@@ -127,16 +134,14 @@ def _abstract(x: jax.Array) -> jax.ShapeDtypeStruct:
 class _DamageReported:
     """Turns orbax's many exceptions about unreadable files into one line that names the folder and the remedy."""
 
-    def __init__(self, path: Path):
-        self.path = path
+    def __init__(self, path: Path, remedy: str):
+        self.path, self.remedy = path, remedy
 
     def __enter__(self) -> None:
         return None
 
     def __exit__(self, kind, error, traceback) -> None:
-        if error is not None and isinstance(error, (OSError, ValueError, KeyError, TypeError, RuntimeError)):
+        # Not only the usual ones: what tensorstore refuses to read arrives as a bare Exception.
+        if isinstance(error, Exception) and not is_out_of_memory(error):
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-            raise UserError(
-                f"checkpoint {self.path} cannot be read ({reason}): "
-                "delete that folder to continue from the one before it"
-            ) from error
+            raise UserError(f"checkpoint {self.path} cannot be read ({reason}): {self.remedy}") from error

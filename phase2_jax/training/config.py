@@ -155,7 +155,7 @@ class KernelsConfig:
     """Which implementation of the scans runs."""
 
     implementation: str = ""
-    """"" = the default; naive, xla, or for the Hebbian scan on NVIDIA GPUs mosaic and triton."""
+    """"" = the default; naive, xla, or on NVIDIA GPUs triton, and mosaic for the Hebbian scan."""
 
     def validate(self) -> None:
         """Raise UserError for a name that does not exist."""

@@ -69,16 +69,15 @@ class ConsoleLogger(Logger):
             figures.append(f"{duration(left)} left")
         self._print(f"  Batch {number}/{num_batches}: {', '.join(figures)}")
 
-    def _begin_epoch(self, record: Record) -> bool:
-        """Print an epoch's heading before its first step; returns whether this is one."""
+    def _begin_epoch(self, record: Record) -> None:
+        """Print an epoch's heading before its first step."""
         if self._clock is None:
             # The first step holds the compilation: the clock for the time left starts behind it.
             self._clock = (record["step"], time.monotonic())
         if record["epoch"] == self._epoch:
-            return False
+            return
         self._epoch = record["epoch"]
         self._print(f"\n{RULE}\nEpoch {self._of_epochs(record)}\n{RULE}")
-        return True
 
     def on_epoch(self, record: Record, improved: bool) -> None:
         percent = {

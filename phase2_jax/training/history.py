@@ -115,7 +115,9 @@ class TrainingHistory:
         except FileNotFoundError:
             raise UserError(f"{path} does not exist: give a work directory in which at least one epoch ended") from None
         except (ValueError, AttributeError) as error:
-            raise UserError(f"{path} is not a training history ({error}): restore it or delete it") from error
+            raise UserError(
+                f"{path} is not a training history ({error}): delete it, train.py writes it again"
+            ) from error
 
 
 _MEAN_KEYS = ("loss", "grad_norm", "tokens_per_second", "mfu", "current_vram_mb", *DIAGNOSTIC_KEYS)

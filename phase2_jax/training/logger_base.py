@@ -15,9 +15,8 @@ class Logger:
 
         Args:
             run_info: all optional. ``configuration`` (label to value, the list on screen), ``parameters`` (name,
-                shape and size of each array), ``hyperparameters`` (the
-                whole configuration, nested), ``start_step`` (steps already done, 0 for a fresh run), ``total_steps``,
-                ``num_epochs``.
+                shape and size of each array), ``hyperparameters`` (the whole configuration, nested), ``start_step``
+                (steps already done, 0 for a fresh run), ``total_steps``, ``num_epochs``.
         """
 
     def on_step(self, record: Record, batch_index: int, num_batches: int) -> None:

@@ -17,7 +17,7 @@ class WandbConfig:
 
 @dataclass(frozen=True)
 class LoggingConfig:
-    """How often and where to a run reports. The metrics and history files are always written."""
+    """How often a run reports, and where to. The metrics and history files are always written."""
 
     console_every: int = 10
     """Batches of an epoch between two lines on screen."""

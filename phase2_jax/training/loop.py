@@ -10,8 +10,6 @@ from phase2_jax.data import pipeline
 from phase2_jax.data.corpora import Corpus, load_data
 from phase2_jax.data.tokenizers import save_tokenizer
 from phase2_jax.errors import UserError
-from phase2_jax.model.block import Block
-from phase2_jax.model.language_model import BlockFactory
 from phase2_jax.training import workdir as workdirs
 from phase2_jax.training.checkpoints import BEST, CHECKPOINTS, CheckpointDirectory
 from phase2_jax.training.config import ExperimentConfig
@@ -32,7 +30,7 @@ from phase2_jax.training.metrics import (
 from phase2_jax.training.profiling import Profiler
 from phase2_jax.training.run_info import run_info, warn_of_short_half_lives
 from phase2_jax.training.samples import make_sampler
-from phase2_jax.training.setup import Run, build
+from phase2_jax.training.setup import PHASE2, Architecture, Run, build
 from phase2_jax.training.signals import StopRequest
 from phase2_jax.training.step import Batch, Params, TrainState
 from phase2_jax.training.validation import validate
@@ -98,6 +96,8 @@ class Trainer:
             self.step = step
             self.history = TrainingHistory.from_json(progress["history"])
             self.epoch = EpochAccumulator.from_json(progress["epoch"])
+            # Somebody may have deleted or damaged the file; the checkpoint holds all of it.
+            self.history.write(self.workdir)
         self.metrics_file.truncate_after(self.step, self.history.total_epochs)
 
     def train(self, stop: StopRequest) -> None:
@@ -119,7 +119,7 @@ class Trainer:
         try:
             while True:
                 if self.epoch_is_full():
-                    self._flush()
+                    self._flush(timed=False)
                     self._finish_epoch(stop)
                 if self.step >= run.total_steps or (self.epoch.num_steps == 0 and self.stopped_early):
                     break
@@ -130,7 +130,8 @@ class Trainer:
                 self._flush()
                 self.step += 1
                 self._pending = (self.step, metrics)
-                self.profiler.after(self.step, self.state)
+                if self.profiler.after(self.step, self.state):
+                    self.epoch.seconds += self.throughput.lap()
                 every = run.config.checkpoint.every_steps
                 if every and self.step % every == 0 and not self.epoch_is_full():
                     self._save()
@@ -154,9 +155,9 @@ class Trainer:
         since = self.epoch.num_steps + (self._pending is not None)
         return since > 0 and (self.step % self.run.steps_per_epoch == 0 or self.step >= self.run.total_steps)
 
-    def _flush(self) -> None:
+    def _flush(self, *, timed: bool = True) -> None:
         """Fetch the metrics of the step before this one and record them; the devices are already at work on the
-        next.
+        next. Not `timed` where they are not, and the time since the last fetch is not that of a step.
         """
         if self._pending is None:
             return
@@ -165,7 +166,7 @@ class Trainer:
         metrics = jax.device_get(metrics)
         number = step - 1
         record = step_record(metrics, step=step, epoch=number // self.run.steps_per_epoch + 1)
-        rate, mfu, seconds = self.throughput.tick()
+        rate, mfu, seconds = self.throughput.tick() if timed else (None, None, self.throughput.lap())
         peak_mb, current_mb = memory_in_use(self.run.mesh.devices.flat[0])
         record |= {"tokens_per_second": rate, "mfu": mfu, "peak_vram_mb": peak_mb, "current_vram_mb": current_mb}
         self.epoch.add(record, seconds)
@@ -223,9 +224,10 @@ class Trainer:
         }
 
     def _save(self, epoch: int | None = None) -> None:
-        self._flush()
+        self._flush(timed=False)
         self.checkpoints.save(self.state, self._progress())
         self.logger.on_checkpoint(self.step, epoch)
+        self.epoch.seconds += self.throughput.lap()
 
     def _emergency(self, error: BaseException) -> None:
         if any(leaf.is_deleted() for leaf in jax.tree.leaves(self.state)):
@@ -239,6 +241,8 @@ class Trainer:
             self._flush()
         self._pending = None
         self.history.write(self.workdir)
+        if self.step == 0:
+            self.logger.on_message(f"{type(error).__name__} before the first step was done: there is nothing to save")
         if self.step == 0 or (self.step in self.checkpoints.steps() and self.epoch.num_steps == 0):
             return
         self.checkpoints.save(self.state, self._progress())
@@ -260,9 +264,9 @@ def train(
     *,
     resume: bool = True,
     overrides: dict[str, Any] | None = None,
-    block: BlockFactory = Block,
+    architecture: Architecture = PHASE2,
 ) -> TrainingHistory:
-    """Train in `workdir`, continuing the run it holds; returns the history. `block` makes the layers of the model.
+    """Train in `workdir`, continuing the run it holds; returns the history.
 
     Raises:
       UserError: anything about the request that cannot work, before anything is changed.
@@ -271,17 +275,19 @@ def train(
     """
     stored = workdirs.open_workdir(workdir, resume=resume)
     plain = workdirs.plain(config)
-    if stored is not None and (workdir / CHECKPOINTS).exists():
+    # Without a checkpoint there is nothing to continue: a run that was refused may be started anew.
+    if stored is not None and any(path.name.isdecimal() for path in (workdir / CHECKPOINTS).glob("*")):
         workdirs.check_unchanged(stored["config"], plain)
+        workdirs.check_architecture(stored, architecture.name, workdir)
     corpus = load_data(config.data)
     try:
-        run, state = build(config, corpus, block=block)
+        run, state = build(config, corpus, architecture=architecture)
     except jax.errors.JaxRuntimeError as error:
         if not is_out_of_memory(error):
             raise
         raise explain(error, None, config.train, None) from error
     warn_of_short_half_lives(run)
-    workdirs.write_config(workdir, plain, overrides or {})
+    workdirs.write_config(workdir, plain, overrides or {}, architecture.name)
     save_tokenizer(corpus.tokenizer, workdir / workdirs.TOKENIZER_FILE)
     logger = build_loggers(config.logging, workdir)
     trainer = Trainer(run, state, workdir, logger, plain)
@@ -290,7 +296,8 @@ def train(
             trainer.restore()
             logger.on_start(run_info(run, state, trainer.step))
             if trainer.finished:
-                setting = "train.early_stopping.patience" if trainer.stopped_early else "train.num_epochs"
+                length = "train.num_steps" if config.train.num_steps else "train.num_epochs"
+                setting = "train.early_stopping.patience" if trainer.stopped_early else length
                 logger.on_message(f"This run finished at step {trainer.step}: raise {setting} to go on")
                 return trainer.history
             trainer.train(stop)

@@ -4,6 +4,7 @@ Smith, "Cyclical Learning Rates for Training Neural Networks" (2015); the sugges
 smoothed loss over the logarithm of the rate, as in fastai.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,10 +16,13 @@ from phase2_jax.data.corpora import load_data
 from phase2_jax.errors import UserError
 from phase2_jax.training import json_files
 from phase2_jax.training.config import ExperimentConfig
-from phase2_jax.training.setup import build
+from phase2_jax.training.memory_budget import explain, is_out_of_memory
+from phase2_jax.training.metrics import memory_limit
+from phase2_jax.training.setup import PHASE2, Architecture, build
 
 LOWEST, HIGHEST = 1e-6, 1.0
 NUM_STEPS = 100
+_STEPS_BETWEEN_LINES = 10
 LR_FIND_FILE = "lr_find.json"
 # A loss this many times above its lowest (mean of a few steps) will not come back.
 _GIVE_UP = 2.0
@@ -43,15 +47,38 @@ class RangeTest:
     suggestion: float
 
 
-def find_learning_rate(config: ExperimentConfig, num_steps: int = NUM_STEPS) -> RangeTest:
-    """Train a fresh model on the run's first batches while the rate grows from `LOWEST` to `HIGHEST`.
+def find_learning_rate(
+    config: ExperimentConfig,
+    num_steps: int = NUM_STEPS,
+    *,
+    architecture: Architecture = PHASE2,
+    progress: Callable[[str], None] | None = None,
+) -> RangeTest:
+    """Train a fresh model on the run's first batches while the rate grows from `LOWEST` to `HIGHEST`; `progress` gets a
+    line now and then.
 
     Raises:
-      UserError: the configuration cannot be trained, or the loss never fell.
+      UserError: the configuration cannot be trained, the device has too little memory, or the loss never fell.
     """
+    try:
+        rates, losses = _range_test(config, num_steps, architecture, progress or (lambda line: None))
+    except jax.errors.JaxRuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise explain(error, None, config.train, memory_limit(jax.local_devices()[0])) from error
+    rates_S, losses_S = np.array(rates), np.array(losses)
+    return RangeTest(rates_S, losses_S, smooth(losses_S), suggest(rates_S, losses_S))
+
+
+def _range_test(
+    config: ExperimentConfig, num_steps: int, architecture: Architecture, progress: Callable[[str], None]
+) -> tuple[list[float], list[float]]:
+    """Learning rate and loss of every step."""
     corpus = load_data(config.data)
     ratio = HIGHEST / LOWEST
-    run, state = build(config, corpus, schedule=lambda step: LOWEST * ratio ** (step / (num_steps - 1)))
+    schedule = lambda step: LOWEST * ratio ** (step / (num_steps - 1))  # noqa: E731
+    run, state = build(config, corpus, schedule, architecture)
+    progress(f"Learning-rate range test: {num_steps} steps from {LOWEST:g} to {HIGHEST:g}; the first one compiles")
     train = config.train
     dataset = pipeline.train_dataset(
         corpus.train, config.data, batch_size=train.batch_size, seq_len=train.seq_len, seed=train.seed
@@ -59,21 +86,22 @@ def find_learning_rate(config: ExperimentConfig, num_steps: int = NUM_STEPS) -> 
     batches = pipeline.train_iterator(dataset, 0)
     rates, losses, lowest = [], [], np.inf
     try:
-        for _ in range(num_steps):
+        for step in range(1, num_steps + 1):
             state, metrics = run.train_step(state, run.put_batch(next(batches)))
             metrics = jax.device_get(metrics)
             if int(metrics["failed_step"]):
                 break
             rates.append(float(metrics["learning_rate"]))
             losses.append(float(metrics["loss"]))
+            if step % _STEPS_BETWEEN_LINES == 0:
+                progress(f"  Step {step}/{num_steps}: lr={rates[-1]:.2e}, loss={losses[-1]:.4f}")
             recent = float(np.mean(losses[-int(_SMOOTHING_STEPS) :]))
             lowest = min(lowest, recent)
             if recent > _GIVE_UP * lowest:
                 break
     finally:
         batches.close()
-    rates_S, losses_S = np.array(rates), np.array(losses)
-    return RangeTest(rates_S, losses_S, smooth(losses_S), suggest(rates_S, losses_S))
+    return rates, losses
 
 
 def smooth(losses_S: np.ndarray) -> np.ndarray:

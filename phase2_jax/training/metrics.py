@@ -104,7 +104,7 @@ def _divergence(metrics: dict[str, Any], step: int) -> str:
         where = f"layer {layer} is the first that went bad ({names})"
     return (
         f"step {step}: loss {float(metrics['loss'])}, gradient norm {float(metrics['grad_norm'])}; {where}. "
-        "Lower optimizer.learning_rate or raise optimizer.warmup_steps"
+        "Lower optimizer.learning_rate or raise optimizer.warmup_steps, in another --workdir"
     )
 
 

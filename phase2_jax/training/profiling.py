@@ -33,11 +33,13 @@ class Profiler:
             self._running = True
         return jax.profiler.StepTraceAnnotation("train", step_num=step)
 
-    def after(self, step: int, state: TrainState) -> None:
-        """End the trace behind the last step asked for, when the devices have finished it."""
-        if self._running and self._steps is not None and step >= self._steps[1]:
+    def after(self, step: int, state: TrainState) -> bool:
+        """End the trace behind the last step asked for, when the devices have finished it; whether that was now."""
+        ends = self._running and self._steps is not None and step >= self._steps[1]
+        if ends:
             jax.block_until_ready(state.params)
             self.close()
+        return ends
 
     def close(self) -> None:
         """End a trace that still runs."""

@@ -1,5 +1,6 @@
 """Progress on a terminal: bars with rates and time left under the lines that stay."""
 
+import time
 from typing import Any
 
 from rich.console import Console
@@ -35,14 +36,17 @@ class ProgressBarLogger(ConsoleLogger):
             expand=True,
         )
         self._tasks: dict[str, TaskID] = {}
+        # Batches done when the first word of a validation came, and the time then.
+        self._validation: tuple[int, float] | None = None
 
     def on_start(self, run_info: dict[str, Any]) -> None:
         super().on_start(run_info)
         self._bars.start()
+        if self._total_steps is not None:
+            self._show("run", "Run", run_info.get("start_step", 0), self._total_steps, figures="compiling")
 
     def on_step(self, record: Record, batch_index: int, num_batches: int) -> None:
-        if self._begin_epoch(record) and "epoch" in self._tasks:
-            self._bars.reset(self._tasks["epoch"], description=f"Epoch {self._of_epochs(record)}")
+        self._begin_epoch(record)
         speed, loss, gamma = (record.get(key) for key in ("tokens_per_second", "loss", "mean_gamma"))
         rate = "" if speed is None else f"{speed:,.0f} tokens/s"
         figures = "" if loss is None or gamma is None else f"loss {loss:.4f}  Γ {gamma:.4f}"
@@ -50,14 +54,21 @@ class ProgressBarLogger(ConsoleLogger):
         left = self._seconds_left(record["step"], num_batches - done)
         self._show("epoch", f"Epoch {self._of_epochs(record)}", done, num_batches, rate, left, figures)
         if self._total_steps is not None:
-            left = self._seconds_left(record["step"], self._total_steps - record["step"])
-            self._show("run", "Run", record["step"], self._total_steps, left=left)
+            to_come = self._total_steps - record["step"]
+            left = self._seconds_left(record["step"], to_come)
+            rate = f"{to_come / left:,.1f} steps/s" if left else ""
+            self._show("run", "Run", record["step"], self._total_steps, rate, left)
 
     def on_validation(self, done: int, total: int) -> None:
-        self._show("validation", "Validation", done, total)
+        first, started = self._validation = self._validation or (done, time.monotonic())
+        pace = (done - first) / max(time.monotonic() - started, 1e-9)
+        rate, left = (f"{pace:,.1f} batches/s", (total - done) / pace) if pace else ("", None)
+        self._show("validation", "Validation", done, total, rate, left)
 
     def on_epoch(self, record: Record, improved: bool) -> None:
+        self._remove("epoch")
         self._remove("validation")
+        self._validation = None
         super().on_epoch(record, improved)
 
     def on_finish(self, best_val_loss: float | None) -> None:

@@ -17,7 +17,7 @@ def warn_of_short_half_lives(run: Run) -> None:
     model = run.model_config
     wanted = model.half_life_max or float(run.config.train.seq_len)
     longest = longest_half_life(model.base_decay, model.dt)
-    if model.memory and longest < wanted:
+    if model.memory and model.adaptive_decay and longest < wanted:
         warnings.warn(
             f"model.base_decay={model.base_decay} shortens the longest half-life "
             f"from {wanted:.0f} to {longest:.0f} tokens; "

@@ -28,6 +28,22 @@ MESH_AXES = ("data", "fsdp", "sequence", "tensor")
 
 
 @dataclass(frozen=True)
+class Architecture:
+    """Whose layers a run trains: those of this project, or others that are called alike.
+
+    Attributes:
+      name: stored with the run, so that nothing mistakes its checkpoints for another's.
+      block: makes a layer.
+    """
+
+    name: str = "phase2"
+    block: BlockFactory = Block
+
+
+PHASE2 = Architecture()
+
+
+@dataclass(frozen=True)
 class Run:
     """The fixed parts of a run.
 
@@ -73,8 +89,7 @@ def resolve_model(config: ModelConfig, vocab_size: int) -> ModelConfig:
     if 0 < config.vocab_size < vocab_size:
         raise UserError(
             f"model.vocab_size={config.vocab_size} is smaller than the tokenizer's {vocab_size} tokens, "
-            "so token ids would fall outside: "
-            "leave it at 0"
+            "so token ids would fall outside: leave it at 0"
         )
     return config if config.vocab_size else dataclasses.replace(config, vocab_size=vocab_size)
 
@@ -93,8 +108,7 @@ def make_mesh(config: ExperimentConfig) -> Mesh:
     if micro_batch % count:
         raise UserError(
             f"train.batch_size={config.train.batch_size} in {config.train.grad_accum} micro-batches "
-            f"cannot be shared by {count} devices: "
-            "make the micro-batch a multiple, or set sharding.data"
+            f"cannot be shared by {count} devices: make the micro-batch a multiple, or set sharding.data"
         )
     devices = jax.devices()[:count]
     return jax.make_mesh((count, 1, 1, 1), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES), devices=devices)
@@ -123,7 +137,7 @@ def build(
     config: ExperimentConfig,
     corpus: Corpus | TaskCorpus,
     schedule: optax.Schedule | None = None,
-    block: BlockFactory = Block,
+    architecture: Architecture = PHASE2,
 ) -> tuple[Run, TrainState]:
     """Compile-ready steps and the initial state of a run on `corpus`.
 
@@ -131,7 +145,7 @@ def build(
       config: checked.
       corpus: text and tokenizer.
       schedule: of the learning rate, instead of warmup and cosine.
-      block: makes a layer of the model.
+      architecture: of the model's layers.
 
     Raises:
       UserError: sizes that do not fit each other, the text or the devices.
@@ -155,7 +169,7 @@ def build(
             seq_len=train.seq_len,
             rngs=nnx.Rngs(params=params_key),
             implementation=implementation,
-            block=block,
+            block=architecture.block,
         )
         return model, run_key
 

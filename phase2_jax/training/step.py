@@ -29,8 +29,7 @@ class TrainState:
       rng: key from which each step folds its own.
       step: steps done, int32.
       failed_step: the first step (from 1) whose loss or gradient was not finite, 0 while there is none. From then on
-        nothing changes any
-        more: the state stays the last good one.
+        nothing changes any more: the state stays the last good one.
     """
 
     params: Params

@@ -61,8 +61,8 @@ def open_workdir(workdir: Path, *, resume: bool) -> dict[str, Any] | None:
         )
     try:
         stored = json.loads(config_file.read_text(encoding="utf-8"))
-        if not isinstance(stored["config"], dict):
-            raise TypeError("config is no object")
+        if not isinstance(stored["config"], dict) or not isinstance(stored["architecture"], str):
+            raise TypeError("config is no object or architecture no name")
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{config_file} is no configuration of a run ({error}): choose another --workdir") from error
     return stored
@@ -88,10 +88,22 @@ def check_unchanged(stored: dict[str, Any], current: dict[str, Any]) -> None:
             )
 
 
-def write_config(workdir: Path, config: dict[str, Any], overrides: dict[str, Any]) -> None:
-    """Store the configuration with the versions and the revision it ran under."""
+def check_architecture(stored: dict[str, Any], wanted: str, workdir: Path) -> None:
+    """Refuse the checkpoints of a run whose layers are another's.
+
+    Raises:
+      UserError: names both.
+    """
+    found = stored["architecture"]
+    if found != wanted:
+        raise UserError(f"{workdir} holds a run of the architecture {found!r}, not {wanted!r}: give another --workdir")
+
+
+def write_config(workdir: Path, config: dict[str, Any], overrides: dict[str, Any], architecture: str) -> None:
+    """Store the configuration with the layers' name, the versions and the revision it ran under."""
     stored = {
         "config": config,
+        "architecture": architecture,
         "overrides": overrides,
         "versions": {name: metadata.version(name) for name in PACKAGES} | {"python": platform.python_version()},
         "git_revision": git_revision(),

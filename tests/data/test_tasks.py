@@ -13,7 +13,7 @@ from phase2_jax.data.task_stream import STEPS_OF_ENDLESS_EPOCH, EvalBatches, Tas
 from phase2_jax.data.tasks import make_examples
 from phase2_jax.errors import UserError
 
-MQAR = TaskConfig(name="mqar", vocab_size=64, items=4, num_train=96, num_valid=10)
+MQAR = TaskConfig(name="mqar", vocab_size=64, num_items=4, num_train=96, num_valid=10)
 
 
 def draws(config, rows=200, num_tokens=32, items=0):
@@ -49,7 +49,7 @@ def test_mqar_keys_and_values_are_drawn_evenly():
 def test_mqar_asks_soon_after_the_pairs_unless_the_power_is_one():
     asked = {}
     for power in (0.01, 1.0):
-        _, labels = draws(dataclasses.replace(MQAR, power=power, items=1), rows=4000, num_tokens=64)
+        _, labels = draws(dataclasses.replace(MQAR, power=power, num_items=1), rows=4000, num_tokens=64)
         asked[power] = np.bincount((np.flatnonzero(labels.ravel() != NOT_SCORED) % 64 - 2) // 2, minlength=31) / 4000
     weights = np.arange(1, 32) ** (0.01 - 1)
     # A share p of 4,000 draws has a standard deviation of at most .0079.
@@ -74,7 +74,7 @@ def test_induction_repeats_what_followed_the_special_token():
 
 
 def test_selective_copying_asks_for_the_data_in_its_order():
-    tokens, labels = draws(TaskConfig(name="selective_copying", vocab_size=16, items=5))
+    tokens, labels = draws(TaskConfig(name="selective_copying", vocab_size=16, num_items=5))
     for row, answers in zip(tokens, labels, strict=True):
         data = row[:27][row[:27] != 0]
         assert len(data) == 5
@@ -170,7 +170,7 @@ def test_a_mixture_keeps_its_shares():
     [
         ({"name": "mqra"}, "data.task.name='mqra'"),
         ({"vocab_size": 9}, "data.task.vocab_size=9"),
-        ({"items": 0}, "data.task.items=0"),
+        ({"num_items": 0}, "data.task.num_items=0"),
         ({"mixture": "64:4"}, "data.task.mixture"),
         ({"mixture": "64:4:10", "num_train": 0}, "data.task.num_train"),
     ],
@@ -181,7 +181,7 @@ def test_tasks_that_cannot_work(changes, said):
 
 
 def test_a_task_is_no_text():
-    with pytest.raises(UserError, match="give a text"):
+    with pytest.raises(UserError, match="no text of its own"):
         load_corpus(data_config(MQAR))
 
 
@@ -190,5 +190,8 @@ def test_a_task_excludes_a_text_and_needs_room():
         DataConfig(task=MQAR).validate()
     with pytest.raises(UserError, match="at least 16"):
         draws(MQAR, num_tokens=14)
+    for task, said in ((MQAR, "at least 16"), (dataclasses.replace(MQAR, mixture="64:4:10"), "longer than")):
+        with pytest.raises(UserError, match=said):
+            pipeline.steps_per_epoch(TaskStream(task, "train"), data_config(task), batch_size=2, seq_len=14)
     with pytest.raises(UserError, match=r"train\.batch_size=97"):
         pipeline.steps_per_epoch(TaskStream(MQAR, "train"), data_config(MQAR), batch_size=97, seq_len=32)

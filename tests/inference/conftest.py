@@ -41,7 +41,7 @@ def _write_run(workdir: Path, model: ModelConfig, tokenizer: Tokenizer, seed: in
     complete = resolve_model(model, tokenizer.vocab_size)
     params = nnx.split(nnx.jit(lambda: LanguageModel(complete, seq_len=32, rngs=nnx.Rngs(seed)))())[1]
     workdir.mkdir(parents=True, exist_ok=True)
-    (workdir / "config.json").write_text(json.dumps({"config": plain(config)}))
+    (workdir / "config.json").write_text(json.dumps({"config": plain(config), "architecture": "phase2"}))
     save_tokenizer(tokenizer, workdir / "tokenizer.json")
     for folder, step in steps.items():
         state = TrainState(

@@ -92,6 +92,10 @@ def test_the_memory_off(loaded, text_file, forward, result):
     off = losses_of(forward(loaded, RAW[:-1], reset=POSITIONS[:-1] == 0, config=silent)[0], RAW[1:]).mean()
     np.testing.assert_allclose(found["memory_off"]["loss"], off, **CLOSE)
     assert found["memory_off"]["mean_fast_weight_energy"] == 0.0
+    # Nothing can be said of weights that are all zero.
+    assert found["memory_off"]["mean_snr"] is None
+    assert set(found["memory_off"]["per_layer"]["stable_ratio"]) == {None}
+    assert None not in found["per_layer"]["stable_ratio"]
     assert (found["loss"], found["wiped"][0]["loss"]) == (result["loss"], result["wiped"][0]["loss"])
     assert abs(found["loss"] - off) > 1e-3
     assert "memory as it is  memory off  wiped every 5" in table(found | {"peak_rss_mb": 100.0})

@@ -65,6 +65,8 @@ def test_a_stop_string_ends_the_text_and_the_memory(word_generator):
     assert stopped.end.reason == "stop"
     length = stopped.end.num_tokens
     assert length < 20
+    # What the device wrote beyond the stop is not text.
+    assert word_generator.timing.tokens == length
     shorter = word_generator.generate("a bb", GenerationConfig(length, temperature=1.0, seed=7))
     assert shorter.text == whole.text[: index + len(stop)]
     assert_same_place(stopped.end.state, shorter.end.state)
@@ -167,7 +169,7 @@ def test_states_that_are_refused(generator, tmp_path):
     for name, content in (("cut", raw[: len(raw) // 2]), ("text", b"no state"), ("empty", b"")):
         (tmp_path / name).write_bytes(content)
     for name in ("cut", "text", "empty", "array.npy", "arrays.npz"):
-        with pytest.raises(UserError, match="no saved memory state"):
+        with pytest.raises(UserError, match="is no memory state"):
             generator.load_state(tmp_path / name)
     with pytest.raises(UserError, match="cannot be read"):
         generator.load_state(tmp_path / "absent")

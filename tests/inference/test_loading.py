@@ -62,11 +62,19 @@ def test_folders_that_are_no_run(tmp_path):
             load_model(tmp_path)
 
 
-def test_a_damaged_checkpoint(run):
-    for file in (run / BEST / "2" / "model").rglob("*"):
+@pytest.mark.parametrize("pattern", ["*", "d/*"])
+def test_a_damaged_checkpoint(run, pattern):
+    for file in (run / BEST / "2" / "model").rglob(pattern):
         if file.is_file():
             file.write_bytes(file.read_bytes()[:10])
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match=r"cannot be read .*: name another with --checkpoint"):
+        load_model(run)
+
+
+def test_a_run_of_other_layers(run):
+    stored = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(stored | {"architecture": "transformer"}))
+    with pytest.raises(UserError, match="architecture 'transformer'"):
         load_model(run)
 
 

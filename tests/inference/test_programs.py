@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable
 from types import SimpleNamespace
 
+import jax
 import pytest
 
 from phase2_jax.programs import evaluate as evaluate_program
@@ -63,6 +64,7 @@ def test_generate_from_prompt_and_standard_input(run, workdir):
     for stdin in (("--prompt=-",), ()):
         assert run("generate", *arguments, *stdin, stdin=b"abc")[:2] == (0, out)
     assert run("generate", *arguments, "--prompt=abc", "--echo")[1] == "abc" + out
+    assert run("generate", *arguments, "--echo", stdin=b"abc")[1] == "abc" + out
 
 
 @pytest.mark.slow
@@ -108,6 +110,8 @@ def test_generate_reads_once_and_asks_often(run, workdir):
         ("generate", ("--workdir=RUN", "--prompt=a", "--load_state=absent"), "--load_state=absent cannot be read"),
         ("generate", ("--workdir=RUN", "--prompt=a", "--prompt=b", "--save_state=s"), "a single --prompt"),
         ("generate", ("--workdir=RUN", "--prompt=a", "--stop="), "--stop"),
+        ("generate", ("--workdir=RUN", "--prompt=a", "--save_state=absent/s"), "the folder absent does not exist"),
+        ("generate", ("--workdir=RUN", "--prompt=a", "--save_state=."), "it is a folder"),
     ],
 )
 def test_a_mistake_gets_one_line(run, workdir, name, arguments, said):
@@ -126,6 +130,20 @@ def test_empty_standard_input(run, workdir):
     status, _, err = run("generate", f"--workdir={workdir}", stdin=b"caf\xe9")
     assert status == 2
     assert "standard input is not UTF-8" in err
+
+
+@pytest.mark.parametrize(("name", "smaller"), [("evaluate", "--batch_size"), ("generate", "fewer prompts")])
+def test_out_of_memory_gets_one_line(run, workdir, monkeypatch, name, smaller):
+    def too_large(*_, **__):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 7 bytes.")
+
+    for program in (evaluate_program, generate_program):
+        monkeypatch.setattr(program, "load_model", too_large)
+    status, _, err = run(name, f"--workdir={workdir}", *(["--prompt=a"] if name == "generate" else []))
+    assert status == 2
+    (line,) = err.splitlines()
+    assert "out of memory" in line
+    assert smaller in line
 
 
 @pytest.mark.parametrize("name", ["evaluate", "generate"])

@@ -6,7 +6,12 @@ from pathlib import Path
 import pytest
 from absl import flags
 
+from phase2_jax.data.config import DataConfig
+from phase2_jax.errors import UserError
 from phase2_jax.programs import train as program
+from phase2_jax.training.config import ExperimentConfig
+from phase2_jax.training.loop import train
+from phase2_jax.training.workdir import plain, write_config
 
 REPOSITORY = Path(__file__).parents[2]
 TINY = f"--config={REPOSITORY / 'configs' / 'tiny.py'}"
@@ -62,6 +67,8 @@ def run(*arguments: str) -> int:
         ((TINY, "--workdir=w", "--config.model.snr.threshold=-1"), "model.snr.threshold=-1.0"),
         ((TINY, "--workdir=w", "--config.model.resonance.threshold=2"), "model.resonance.threshold=2.0"),
         ((TINY, "--workdir=w", "--config.model.num_heads=0"), "model.num_heads=0"),
+        ((TINY, "--workdir=w", "--config.model.head_dim=2100"), "model.head_dim=2100"),
+        ((TINY, "--workdir=w", "--config.model.epsilon_min=0.5"), "model.epsilon_min=0.5"),
         ((TINY, "--workdir=w", "--config.model.bk_mode=bidirectional"), "model.encoder=True"),
         ((TINY, "--workdir=w", "--config.model.vocab_size=100"), "smaller than the tokenizer's 256"),
         ((TINY, "--workdir=w", "--config.model.dtype=float16"), "model.dtype='float16'"),
@@ -88,6 +95,34 @@ def test_a_mistake_gets_one_line(arguments, said, tmp_path, monkeypatch, capsys)
     assert "Traceback" not in "".join(errors)
     # Nothing of a run that never began stays behind.
     assert not (tmp_path / "w" / "config.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("c.model.d_modle = 3", "line 4: d_modle does not exist: did you mean d_model?"),
+        ("c.model.num_heads = '3'", "cannot be casted to type <class 'int'>"),
+        ("c.model.num_heads = (3", "line 4: '(' was never closed"),
+    ],
+)
+def test_a_mistake_in_a_configuration_file_gets_one_line(line, said, tmp_path, capsys):
+    head = "from phase2_jax.training.config import default_config\ndef get_config():\n    c = default_config()\n"
+    (tmp_path / "mine.py").write_text(f"{head}    {line}\n    return c\n")
+    assert run(f"--config={tmp_path / 'mine.py'}", f"--workdir={tmp_path / 'w'}") == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert said in error
+    assert len(error) < 400
+
+
+def test_ctrl_c_before_the_first_step_gets_one_line(tmp_path, monkeypatch, capsys):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(program, "train", interrupted)
+    assert run(TINY, f"--workdir={tmp_path / 'w'}") == 130
+    assert capsys.readouterr().err == "error: interrupted\n"
 
 
 def test_text_that_cannot_be_used(tmp_path, monkeypatch, capsys):
@@ -136,14 +171,34 @@ def test_a_run_is_continued_finished_and_guarded(tmp_path, capsys):
     assert run(TINY, workdir, *SMALL, "--noresume") == 2
     assert "already holds a run" in capsys.readouterr().err
 
-    damaged = tmp_path / "run" / "checkpoints" / "4" / "model"
-    for file in damaged.rglob("*"):
-        if file.is_file():
-            file.write_bytes(file.read_bytes()[:10])
+    history = tmp_path / "run" / "training_history.json"
+    written = history.read_text()
+    history.write_text("{")
+    assert run(TINY, workdir, *SMALL, "--config.train.num_steps=4") == 0
+    assert "raise train.num_steps" in capsys.readouterr().out
+    assert history.read_text() == written
+
+    # The arrays themselves: lists of what a checkpoint holds are still whole.
+    largest = max((tmp_path / "run" / "checkpoints" / "4" / "model").rglob("d/*"), key=lambda path: path.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[:100])
     assert run(TINY, workdir, *SMALL, "--config.train.num_steps=6") == 2
     message = capsys.readouterr().err
     assert "cannot be read" in message
     assert "delete that folder" in message
+    assert message.count("\n") == 1
+
+
+def test_a_run_without_a_checkpoint_may_be_started_otherwise(tmp_path):
+    folder = tmp_path / "run"
+    write_config(folder_with_empty_checkpoints(folder), plain(ExperimentConfig()), {}, "phase2")
+    # Refused for what it is now, not for what differs from then.
+    with pytest.raises(UserError, match="does not exist"):
+        train(ExperimentConfig(data=DataConfig(path=str(tmp_path / "absent.txt"))), folder)
+
+
+def folder_with_empty_checkpoints(folder: Path) -> Path:
+    (folder / "checkpoints").mkdir(parents=True)
+    return folder
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 from phase2_jax.errors import UserError
 from phase2_jax.physics.potential import longest_half_life
 from phase2_jax.training.config import ExperimentConfig, default_config, from_config_dict
+from phase2_jax.training.workdir import flatten
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SIZES = {
@@ -45,6 +46,11 @@ def test_every_preset_has_a_file_and_every_file_a_recipe():
     assert files == sorted(SIZES)
     for path in CONFIGS.glob("*.py"):
         assert f"--config=configs/{path.name} --workdir=runs/{path.stem}" in path.read_text(encoding="utf-8")
+
+
+def test_every_setting_can_be_named_on_the_command_line():
+    # A ConfigDict finds its own methods (items, values, ...) before a field of that name.
+    assert not {name for path in flatten(default_config().to_dict()) for name in path.split(".")} & set(dir(ConfigDict))
 
 
 @pytest.mark.parametrize("name", ["small", "base", "large"])

@@ -33,17 +33,22 @@ def test_bars_show_epoch_run_and_validation(monkeypatch: pytest.MonkeyPatch, ste
     console = Console(file=io.StringIO(), force_terminal=True, width=140)
     logger = ProgressBarLogger(console)
     logger.on_start({"configuration": {"Device": "[cpu]"}, "num_epochs": 2, "total_steps": 20})
+    assert re.search(r"Run +.* 0/20 .*compiling", screen(logger))
     logger.on_step(step_record(1), 0, 10)
     logger.on_step(step_record(3), 2, 10)
-    epoch, run = screen(logger).splitlines()
+    run, epoch = screen(logger).splitlines()
     # Two steps since the first took 2 seconds when the epoch's time was read, 4 when the run's was.
     assert re.search(r"Epoch 1/2 +.* 3/10 12,346 tokens/s 7s left +loss 3.3333 +Γ 0.0625", epoch)
-    assert re.search(r"Run +.* 3/20 .*34s left", run)
+    assert re.search(r"Run +.* 3/20 0.5 steps/s .*34s left", run)
+    assert "compiling" not in run
     logger.on_validation(1, 4)
-    assert re.search(r"Validation +.* 1/4 ", screen(logger).splitlines()[2])
+    logger.on_validation(2, 4)
+    # One batch in two looks at a clock that goes on by 2 seconds each; two are to come.
+    assert re.search(r"Validation +.* 2/4 +0.2 batches/s +8s left", screen(logger).splitlines()[2])
     logger.on_epoch({"epoch": 1, "step": 10, "val_loss": 3.25}, improved=True)
+    assert "Epoch" not in screen(logger)
     logger.on_step(step_record(11), 0, 10)
-    epoch, run = screen(logger).splitlines()
+    run, epoch = screen(logger).splitlines()
     assert "Epoch 2/2" in epoch
     assert " 1/10 " in epoch
     assert "11/20" in run

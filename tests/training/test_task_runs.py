@@ -18,7 +18,7 @@ from phase2_jax.training.logging_config import LoggingConfig
 from phase2_jax.training.signals import Interrupted, StopRequest
 from phase2_jax.training.step import num_right, token_loss
 
-TASK = TaskConfig(name="mqar", vocab_size=16, items=2, num_train=64, num_valid=20)
+TASK = TaskConfig(name="mqar", vocab_size=16, num_items=2, num_train=64, num_valid=20)
 
 
 def experiment(task: TaskConfig = TASK) -> ExperimentConfig:
