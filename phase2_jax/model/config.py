@@ -66,6 +66,8 @@ class ModelConfig:
     """Taps of the causal convolution on q, k, v; 1 = none."""
     key_norm: bool = True
     """L2-normalise queries and keys."""
+    key_rectify: bool = False
+    """Keep only the positive components of queries and keys, so that unlike ones need not overlap at all."""
     eta_gate: bool = True
     """η_t = η·sigmoid(w·x_t) instead of η."""
     readout_norm: bool = True

@@ -16,9 +16,12 @@ from phase2_jax.model.initializers import projection_initializer
 NORM_EPSILON = 1e-6
 
 
-def _identity_taps(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> jax.Array:
-    del key
-    return jnp.zeros(shape, dtype).at[0].set(1)
+def _random_taps(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Uniform with the variance 1 / (3·width). Taps that start as the identity have to discover the tokens before
+    first, and learn several times slower what depends on them.
+    """
+    bound = shape[0] ** -0.5
+    return jax.random.uniform(key, shape, jnp.float32, -bound, bound)
 
 
 class MemoryBranch(nnx.Module):
@@ -36,7 +39,7 @@ class MemoryBranch(nnx.Module):
         )
         self.qkv = linear(h * (2 * k + v))
         taps = (config.conv_width, h * (2 * k + v))
-        self.taps = nnx.Param(_identity_taps(rngs.params(), taps)) if config.conv_width > 1 else None
+        self.taps = nnx.Param(_random_taps(rngs.params(), taps)) if config.conv_width > 1 else None
         self.write_gate = (
             nnx.Linear(d, h, kernel_init=nnx.initializers.lecun_normal(), rngs=rngs) if config.eta_gate else None
         )
@@ -56,6 +59,8 @@ class MemoryBranch(nnx.Module):
         q, k, v = jnp.split(qkv_BxNxC, (width, 2 * width), axis=-1)
         in_heads = lambda a: a.reshape(*a.shape[:2], config.num_heads, -1)  # noqa: E731
         q_BxNxHxK, k_BxNxHxK, v_BxNxHxV = in_heads(q), in_heads(k), in_heads(v)
+        if config.key_rectify:
+            q_BxNxHxK, k_BxNxHxK = jax.nn.relu(q_BxNxHxK), jax.nn.relu(k_BxNxHxK)
         if config.key_norm:
             q_BxNxHxK, k_BxNxHxK = _unit(q_BxNxHxK), _unit(k_BxNxHxK)
         else:

@@ -62,6 +62,7 @@ SWITCHES = {
     "eta": Switch(0.1),
     "conv_width": Switch(2),
     "key_norm": Switch(False),
+    "key_rectify": Switch(True),
     "eta_gate": Switch(False),
     "readout_norm": Switch(False),
     "output_gate": Switch(False),
