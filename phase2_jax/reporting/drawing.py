@@ -119,6 +119,8 @@ def log_axis(axes: Axes) -> None:
     positive = shown(axes)[shown(axes) > 0]
     if positive.size:
         axes.set_yscale("log")
+        if np.ptp(positive) <= 1e-6 * positive.max():
+            axes.set_ylim(positive.min() / 1.1, positive.max() * 1.1)
         log_ticks(axes, *axes.get_ylim())
 
 

@@ -59,8 +59,9 @@ def half_life_spectrum(run: RunFiles, inspection: Inspection | None) -> Figure:
     if run.config is not None:
         longest = math.log(2.0) / (run.config.model.base_decay * inspection.dt)
         if longest < 3.0 * edges[-1]:
-            heads.axvline(longest, color=VERMILION, linestyle="--", linewidth=1.2, label="cap set by base_decay")
-            heads.legend(fontsize=8)
+            heads.axvline(longest, color=VERMILION, linestyle="--", linewidth=1.2)
+            place = {"transform": heads.get_xaxis_transform(), "rotation": 90, "ha": "right", "va": "center"}
+            heads.text(longest, 0.5, "cap set by base_decay ", color=VERMILION, fontsize=8, **place)
     spread.legend(fontsize=8, ncols=2)
     half_life_ticks(spread)
     for axes in (heads, spread):
@@ -122,7 +123,7 @@ def snr_selection(run: RunFiles, inspection: Inspection | None) -> Figure:
     spread.set_xscale("log")
     spread.xaxis.set_major_formatter("{x:g}")
     if threshold is not None:
-        spread.axvspan(edges[0], threshold, color=ORANGE, alpha=0.15, linewidth=0)
+        spread.axvspan(edges[0], threshold, color=ORANGE, alpha=0.15, linewidth=0, zorder=0)
         spread.axvline(threshold, color=VERMILION, linestyle="--", label=f"threshold {threshold:g}")
     spread.set_xlim(edges[0], edges[-1])
     spread.grid(alpha=0.3)

@@ -13,6 +13,7 @@ from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from phase2_jax.reporting.drawing import log_ticks
 from phase2_jax.reporting.inspection import Inspection, half_lives
 
 COLUMNS = 80
@@ -59,8 +60,10 @@ def passage_figure(inspection: Inspection) -> Figure:
         norm = _norm(values_N, layer.logarithmic)
         _text(axes, cells, num_rows, inspection.pieces, values_N, norm)
         axes.set_title(layer.title, fontsize=11)
-        bar = ScalarMappable(norm, _MAP)
-        figure.colorbar(bar, ax=axes, label=layer.unit, pad=0.01, aspect=12, format="%.2g")
+        scale = ScalarMappable(norm, _MAP)
+        bar = figure.colorbar(scale, ax=axes, label=layer.unit, pad=0.01, aspect=12, format="%.2g")
+        if isinstance(norm, LogNorm):
+            log_ticks(bar.ax, *bar.ax.get_ylim())
     return figure
 
 

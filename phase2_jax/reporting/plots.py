@@ -94,6 +94,8 @@ def gamma_evolution(history: TrainingHistory, curves: StepCurves) -> Figure:
     lines, over_time, over_tokens = figure.subplots(3, 1, height_ratios=(2, 1.2, 1.2))
     figure.suptitle("Evolution of the forgetting rate Γ")
     step_S, gamma_SxL = _gamma_over_steps(history, curves)
+    # Architectures without a forgetting rate report zeros.
+    gamma_SxL = np.where(gamma_SxL > 0, gamma_SxL, np.nan)
     layer_lines(lines, step_S, gamma_SxL)
     if shown(lines).size:
         log_axis(lines)

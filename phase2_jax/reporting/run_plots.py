@@ -82,23 +82,23 @@ def _mean_rate(rates_S: np.ndarray, window: int) -> np.ndarray:
     return 1.0 / moving_average(1.0 / rates_S, window)
 
 
-def _mean_throughput(run: RunFiles) -> Curve:
-    return run.curves.steps, _mean_rate(run.curves.figure("tokens_per_second"), smoothing_window(run.curves.steps.size))
+def _mean_throughput(run: RunFiles, window: int) -> Curve:
+    return run.curves.steps, _mean_rate(run.curves.figure("tokens_per_second"), window)
 
 
-def _step_curve(name: str, scale: float = 1.0) -> Callable[[RunFiles], Curve]:
-    def curve(run: RunFiles) -> Curve:
-        values_S = scale * moving_average(run.curves.figure(name), smoothing_window(run.curves.steps.size))
-        return run.curves.steps, values_S
+def _step_curve(name: str, scale: float = 1.0) -> Callable[[RunFiles, int], Curve]:
+    def curve(run: RunFiles, window: int) -> Curve:
+        return run.curves.steps, scale * moving_average(run.curves.figure(name), window)
 
     return curve
 
 
-def _validation(run: RunFiles) -> Curve:
+def _validation(run: RunFiles, window: int) -> Curve:
+    del window
     return np.asarray(run.history.steps), floats(run.history.val_losses)
 
 
-_COMPARED: tuple[tuple[str, str, bool, Callable[[RunFiles], Curve]], ...] = (
+_COMPARED: tuple[tuple[str, str, bool, Callable[[RunFiles, int], Curve]], ...] = (
     ("Validation loss", "nats per token", False, _validation),
     ("Training loss", "nats per token", False, _step_curve("loss")),
     ("Mean forgetting rate Γ", "Γ (log scale)", True, _step_curve("mean_gamma")),
@@ -113,12 +113,15 @@ _COMPARED: tuple[tuple[str, str, bool, Callable[[RunFiles], Curve]], ...] = (
 def comparison(runs: list[RunFiles]) -> Figure:
     """The main figures of several runs, a colour and a kind of line each; noisy ones as moving averages."""
     figure = Figure(figsize=(11, 14), layout="constrained")
-    figure.suptitle("Runs compared (per-step figures as moving averages)")
+    # One window for all: a longer one would seem to begin lower.
+    window = min((smoothing_window(run.curves.steps.size) for run in runs if run.curves.steps.size), default=1)
+    said = f" (per-step figures: moving averages of {window} steps)" if window > 1 else ""
+    figure.suptitle(f"Runs compared{said}")
     grid = figure.subplots(4, 2)
     for axes, (title, unit, logarithmic, curve) in zip(grid.flat, _COMPARED, strict=True):
         for index, run in enumerate(runs):
             colour, kind = RUN_COLOURS[index % len(RUN_COLOURS)], _LINES[index % len(_LINES)]
-            steps, values = curve(run)
+            steps, values = curve(run, window)
             marker = "o" if steps.size < 20 else None
             axes.plot(steps, values, kind, color=colour, marker=marker, markersize=4, label=run.name)
         axes.set(title=title, ylabel=unit, xlabel="step")

@@ -1,6 +1,7 @@
 """The plots of a run: drawn from its files, for short runs and missing figures too."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -133,3 +134,12 @@ def test_run_without_history_is_a_user_error(tmp_path: Path) -> None:
         write_plots(tmp_path)
     (tmp_path / "training_history.json").write_text(json.dumps(TrainingHistory().to_json()), encoding="utf-8")
     assert len(write_plots(tmp_path)) == 2  # an empty history gives empty pictures, not a crash
+
+
+@pytest.mark.parametrize(("rate", "said"), [(0.0, True), (0.25, False)])
+def test_constant_rates_and_none_at_all(tmp_path: Path, rate: float, said: bool) -> None:
+    history = run(tmp_path, 2, 5)
+    curves = read_step_curves(tmp_path / "metrics.jsonl")
+    constant = replace(curves, layers={"gamma_mean": np.full((10, LAYERS), rate)})
+    lines = gamma_evolution(history, constant).axes[0]
+    assert any(text.get_text() == "not recorded" for text in lines.texts) == said
