@@ -26,7 +26,7 @@ from phase2_jax.memory.config import ConsolidationConfig
 from phase2_jax.model.config import ModelConfig
 from phase2_jax.model.language_model import LanguageModel, init_state
 from phase2_jax.training.config import from_config_dict
-from phase2_jax.training.step import token_loss
+from phase2_jax.training.loss import head_loss
 
 _CONFIG = flags.DEFINE_string("config", None, "Take the architecture from this configuration file.")
 _SEQ_LENS = flags.DEFINE_list("seq_lens", ["512"], "Sequence lengths to time.")
@@ -73,9 +73,9 @@ def _gradient(config: ModelConfig, seq_len: int) -> tuple[Callable[..., Any], tu
     def loss(params, state, tokens_BxN):
         interval = config.consolidation.interval
         aligned = interval > 0 and seq_len % interval == 0
-        logits, state, _ = nnx.merge(graphdef, params)(tokens_BxN[:, :-1], state, aligned=aligned)
-        total, count = token_loss(logits, tokens_BxN[:, 1:])
-        return total / count, state
+        model = nnx.merge(graphdef, params)
+        hidden, state, _ = model(tokens_BxN[:, :-1], state, aligned=aligned, logits=False)
+        return head_loss(hidden, model.head_matrix(), tokens_BxN[:, 1:]) / tokens_BxN[:, 1:].size, state
 
     return jax.value_and_grad(loss, has_aux=True), (params, init_state(config, _BATCH.value), tokens_BxN)
 

@@ -135,6 +135,7 @@ class LanguageModel(nnx.Module):
         deterministic: bool = True,
         rngs: nnx.Rngs | None = None,
         trace: bool = False,
+        logits: bool = True,
     ) -> tuple[jax.Array, ModelState, Diagnostics]:
         """Predict the next token after each token.
 
@@ -149,9 +150,11 @@ class LanguageModel(nnx.Module):
           deterministic: no dropout.
           rngs: `dropout` stream, needed unless deterministic.
           trace: also return Γ of every token.
+          logits: False returns what the head reads instead, for a loss that works through the vocabulary in blocks.
 
         Returns:
-          logits `(B, N, vocab)` float32, the state after the last token, and diagnostics.
+          logits `(B, N, vocab)` float32 (without `logits` what the head reads, `(B, N, D)` in the compute dtype), the
+            state after the last token, and diagnostics.
 
         Raises:
           ValueError: `aligned` was promised and is not so.
@@ -186,8 +189,15 @@ class LanguageModel(nnx.Module):
             body, start, (params, self.feedback_matrices(), state, keys), unroll=unroll
         )
         hidden_BxNxD = self.output_dropout(self.norm(x_BxNxD), deterministic=deterministic, rngs=rngs)
+        diagnostics = Diagnostics(layers=figures, gamma_LxBxNxP=gamma_LxBxNxP)
+        if not logits:
+            return hidden_BxNxD, state, diagnostics
         logits_BxNxV = self.embedding.attend(hidden_BxNxD) if self.head is None else self.head(hidden_BxNxD)
-        return logits_BxNxV.astype(jnp.float32), state, Diagnostics(layers=figures, gamma_LxBxNxP=gamma_LxBxNxP)
+        return logits_BxNxV.astype(jnp.float32), state, diagnostics
+
+    def head_matrix(self) -> jax.Array:
+        """What turns the last hidden vectors into logits, `(D, vocab)` float32."""
+        return self.embedding.embedding[...].T if self.head is None else self.head.kernel[...]
 
     def feedback_matrices(self) -> jax.Array:
         """P of every layer `(L, K, V)`; zeros where there is none."""

@@ -12,6 +12,7 @@ from flax import nnx
 
 from phase2_jax.data.batch import NOT_SCORED
 from phase2_jax.model.language_model import Diagnostics, LanguageModel, ModelState
+from phase2_jax.training.loss import head_loss, num_right, token_loss
 
 Params = Any
 Batch = dict[str, jax.Array]
@@ -61,21 +62,6 @@ class StepConfig:
     aligned: bool
 
 
-def token_loss(logits_BxNxV: jax.Array, labels_BxN: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Summed cross-entropy in nats over the labels that count, and how many there are."""
-    scored_BxN = labels_BxN != NOT_SCORED
-    # A comparison instead of a gather: the gather's gradient would be an array of zeros as large as the logits.
-    is_label_BxNxV = jnp.arange(logits_BxNxV.shape[-1]) == labels_BxN[..., None]
-    label_logit_BxN = jnp.sum(jnp.where(is_label_BxNxV, logits_BxNxV, 0), axis=-1)
-    loss_BxN = jax.nn.logsumexp(logits_BxNxV, axis=-1) - label_logit_BxN
-    return jnp.sum(jnp.where(scored_BxN, loss_BxN, 0)), jnp.sum(scored_BxN)
-
-
-def num_right(logits_BxNxV: jax.Array, labels_BxN: jax.Array) -> jax.Array:
-    """How many of the labels that count are the likeliest token."""
-    return jnp.sum(jnp.argmax(logits_BxNxV, axis=-1) == labels_BxN)
-
-
 def split_rows(tree: Any, parts: int, axis: int) -> Any:
     """Cut the rows at `axis` into `parts` at a new leading axis; interleaved, so that every device keeps a share of
     every part.
@@ -117,15 +103,16 @@ def loss_and_gradient(
 
     def micro_loss(params: Params, memory: ModelState, micro: Batch, rng: jax.Array):
         model = nnx.merge(config.graphdef, params)
-        logits, memory, diagnostics = model(
+        hidden, memory, diagnostics = model(
             micro["tokens"],
             memory,
             reset_BxN=micro["reset"],
             aligned=config.aligned,
             deterministic=False,
             rngs=nnx.Rngs(dropout=rng),
+            logits=False,
         )
-        return token_loss(logits, micro["labels"])[0] / total, (memory, diagnostics)
+        return head_loss(hidden, model.head_matrix(), micro["labels"]) / total, (memory, diagnostics)
 
     gradient = jax.value_and_grad(micro_loss, has_aux=True)
     if config.grad_accum == 1:

@@ -14,6 +14,7 @@ from phase2_jax.memory.config import ConsolidationConfig
 from phase2_jax.model.config import ModelConfig
 from phase2_jax.model.language_model import LanguageModel, init_state
 from phase2_jax.training.config import OptimizerConfig
+from phase2_jax.training.loss import token_loss
 from phase2_jax.training.metrics import TrainingDiverged, step_record
 from phase2_jax.training.optimizer import decay_mask, learning_rate_schedule, make_optimizer
 from phase2_jax.training.step import (
@@ -22,7 +23,6 @@ from phase2_jax.training.step import (
     join_rows,
     loss_and_gradient,
     split_rows,
-    token_loss,
     train_step,
 )
 

@@ -15,8 +15,8 @@ from phase2_jax.model.config import ModelConfig
 from phase2_jax.training import loop
 from phase2_jax.training.config import CheckpointConfig, ExperimentConfig, OptimizerConfig, TrainConfig
 from phase2_jax.training.logging_config import LoggingConfig
+from phase2_jax.training.loss import num_right, token_loss
 from phase2_jax.training.signals import Interrupted, StopRequest
-from phase2_jax.training.step import num_right, token_loss
 
 TASK = TaskConfig(name="mqar", vocab_size=16, num_items=2, num_train=64, num_valid=20)
 
