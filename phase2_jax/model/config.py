@@ -67,7 +67,7 @@ class ModelConfig:
     key_norm: bool = True
     """L2-normalise queries and keys."""
     key_rectify: bool = False
-    """Keep only the positive components of queries and keys, so that unlike ones need not overlap at all."""
+    """Squares of the positive components of queries and keys, so that unlike ones hardly overlap or not at all."""
     eta_gate: bool = True
     """η_t = η·sigmoid(w·x_t) instead of η."""
     readout_norm: bool = True
