@@ -22,7 +22,7 @@ def get_config() -> ConfigDict:
     config.model.resolvent = False
     config.model.base_decay = 1e-9
     config.model.half_life_max = 2.0**22
-    config.model.key_rectify = True
+    config.model.key_power = 4
     config.model.consolidation.interval = 0
     config.data.mode = "windows"
     config.data.task.name = "induction"
@@ -30,8 +30,8 @@ def get_config() -> ConfigDict:
     config.data.task.num_valid = 1024
     config.train.seq_len = 256
     config.train.batch_size = 8
-    config.train.num_steps = 12_000
-    config.train.steps_per_epoch = 2_000
+    config.train.num_steps = 6_000
+    config.train.steps_per_epoch = 1_000
     config.optimizer.learning_rate = 2e-3
     config.optimizer.min_learning_rate = 0.0
     config.optimizer.weight_decay = 0.0

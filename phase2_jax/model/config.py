@@ -66,8 +66,9 @@ class ModelConfig:
     """Taps of the causal convolution on q, k, v; 1 = none."""
     key_norm: bool = True
     """L2-normalise queries and keys."""
-    key_rectify: bool = False
-    """Squares of the positive components of queries and keys, so that unlike ones hardly overlap or not at all."""
+    key_power: int = 0
+    """Raise the positive components of queries and keys to this power, so that unlike ones hardly overlap; 0 leaves
+    them as they are."""
     eta_gate: bool = True
     """η_t = η·sigmoid(w·x_t) instead of η."""
     readout_norm: bool = True
@@ -125,7 +126,7 @@ class ModelConfig:
         """Raise UserError that names the first field out of range and what it may be."""
         for name in ("d_model", "num_layers", "num_heads", "head_dim", "conv_width"):
             _require(getattr(self, name) >= 1, f"model.{name}", getattr(self, name), "an integer of at least 1")
-        for name in ("vocab_size", "value_dim"):
+        for name in ("vocab_size", "value_dim", "key_power"):
             _require(getattr(self, name) >= 0, f"model.{name}", getattr(self, name), "an integer of at least 0")
         _require(self.ffn_dim >= -1, "model.ffn_dim", self.ffn_dim, "a width, 0 for 4·d_model or -1 for none")
         for name in ("dropout", "token_dropout", "output_dropout"):

@@ -59,8 +59,8 @@ class MemoryBranch(nnx.Module):
         q, k, v = jnp.split(qkv_BxNxC, (width, 2 * width), axis=-1)
         in_heads = lambda a: a.reshape(*a.shape[:2], config.num_heads, -1)  # noqa: E731
         q_BxNxHxK, k_BxNxHxK, v_BxNxHxV = in_heads(q), in_heads(k), in_heads(v)
-        if config.key_rectify:
-            q_BxNxHxK, k_BxNxHxK = (jnp.square(jax.nn.relu(x)) for x in (q_BxNxHxK, k_BxNxHxK))
+        if config.key_power:
+            q_BxNxHxK, k_BxNxHxK = (jax.nn.relu(x) ** config.key_power for x in (q_BxNxHxK, k_BxNxHxK))
         if config.key_norm:
             q_BxNxHxK, k_BxNxHxK = _unit(q_BxNxHxK), _unit(k_BxNxHxK)
         else:

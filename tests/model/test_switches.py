@@ -62,7 +62,7 @@ SWITCHES = {
     "eta": Switch(0.1),
     "conv_width": Switch(2),
     "key_norm": Switch(False),
-    "key_rectify": Switch(True),
+    "key_power": Switch(2),
     "eta_gate": Switch(False),
     "readout_norm": Switch(False),
     "output_gate": Switch(False),
