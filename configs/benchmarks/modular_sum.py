@@ -3,6 +3,8 @@
 python train.py --config=configs/benchmarks/modular_sum.py:2 --workdir=runs/parity
 python benchmarks/task_accuracy.py --workdir=runs/parity --cells=40,80,160,640 --examples=200
 
+Five minutes on two cores. After 2,000 of the 4,000 steps the resolvent alone (--config.model.memory=False
+--config.model.resolvent_gamma=own) had .65 of the parities of 40 bits right and .51 of those of 640 (one seed).
 """
 
 from ml_collections import ConfigDict
