@@ -1,9 +1,11 @@
 """Settings every test shares."""
 
 import atexit
+import logging
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from importlib.metadata import version
 
 # Tests run each program a few times on small arrays: compiling it, not running it, is what takes time. Without LLVM's
@@ -21,12 +23,25 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
+from absl import logging as absl_logging  # noqa: E402
 from hypothesis import settings  # noqa: E402
 
 # Tests repeat exactly: the examples are derived from the test itself, none are remembered between runs, and no deadline
 # depends on how busy the machine is (the first example of each shape compiles).
 settings.register_profile("repeatable", derandomize=True, database=None, deadline=None, max_examples=25)
 settings.load_profile("repeatable")
+
+
+@pytest.fixture(autouse=True)
+def logging_as_it_was() -> Iterator[None]:
+    """The programs, run in a test's own process, turn absl's and with it the root's logging down for good."""
+    root, handler = logging.getLogger(), absl_logging.get_absl_handler()
+    level, verbosity, installed = root.level, absl_logging.get_verbosity(), handler in root.handlers
+    yield
+    absl_logging.set_verbosity(verbosity)
+    root.setLevel(level)
+    if not installed:
+        root.removeHandler(handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
