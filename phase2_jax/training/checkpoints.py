@@ -4,6 +4,7 @@ Layout: `workdir/checkpoints/<step>/{model,optimizer,memory,rng,progress}` and `
 form. `progress` is JSON: data position, histories, the running epoch and the configuration.
 """
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -138,10 +139,20 @@ class _DamageReported:
         self.path, self.remedy = path, remedy
 
     def __enter__(self) -> None:
-        return None
+        self._hook = sys.unraisablehook
+        sys.unraisablehook = self._unraisable
+
+    def _unraisable(self, unraisable: Any) -> None:
+        # When one read fails, those under way end on an event loop that is closed by then, each with a traceback of
+        # its own on standard error, some of them much later.
+        said = str(unraisable.exc_value)
+        if "Event loop is closed" not in said and "while reading array" not in said:
+            self._hook(unraisable)
 
     def __exit__(self, kind, error, traceback) -> None:
+        if error is None:
+            sys.unraisablehook = self._hook
         # Not only the usual ones: what tensorstore refuses to read arrives as a bare Exception.
         if isinstance(error, Exception) and not is_out_of_memory(error):
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0].partition(". See full")[0][:200]
             raise UserError(f"checkpoint {self.path} cannot be read ({reason}): {self.remedy}") from error
