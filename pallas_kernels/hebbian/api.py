@@ -9,16 +9,20 @@ from pallas_kernels import registry
 from pallas_kernels.hebbian import chunked, naive, sweep
 
 
+def _width(problem: registry.Problem) -> int:
+    return max(problem.shapes["q"][-1], problem.shapes["v"][-1])
+
+
 def _why_not_mosaic(problem: registry.Problem) -> str | None:
     """What its kernel was checked with on a device."""
-    device, widths = problem.device, (problem.shapes["q"][-1], problem.shapes["v"][-1])
+    device, width = problem.device, _width(problem)
     if int(registry.compute_capability(device)) != 9:
         return f"it needs an NVIDIA GPU of sm_90, whose matrix instructions no other has, this is {device}"
     dtypes = {str(jnp.dtype(problem.dtypes[name])) for name in ("q", "k", "v")}
     if dtypes != {"bfloat16"}:
         return f"it takes bfloat16 q, k and v, got {', '.join(sorted(dtypes))}"
-    if not set(widths) <= {64, 128}:
-        return f"it takes K and V of 64 or 128, got {widths[0]} and {widths[1]}"
+    if width > 128:
+        return f"it takes K and V up to 128, got {width}"
     return None
 
 
@@ -30,12 +34,13 @@ def _mosaic_scan(*arguments):
 
 
 def _why_not_triton(problem: registry.Problem) -> str | None:
-    widths = {problem.shapes["q"][-1], problem.shapes["v"][-1]}
+    width = _width(problem)
     dtypes = {str(jnp.dtype(problem.dtypes[name])) for name in ("q", "k", "v")}
     if dtypes not in ({"bfloat16"}, {"float32"}):
         return f"it takes q, k and v all bfloat16 or all float32, got {', '.join(sorted(dtypes))}"
-    if not widths <= {32, 64, 128} or (dtypes == {"float32"} and max(widths) > 64):
-        return f"it takes K and V of 32, 64 or, in bfloat16, 128, got {sorted(widths)}"
+    widest = 64 if dtypes == {"float32"} else 128
+    if width > widest:
+        return f"it takes K and V up to {widest} in {dtypes.pop()}, got {width}"
     return registry.why_not_triton(problem)
 
 

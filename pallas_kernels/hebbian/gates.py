@@ -26,10 +26,21 @@ _QUANTUM = 2.0**-10
 
 
 class Gates(NamedTuple):
-    """sums (B, H, M, 2, C): high and low part of the inclusive sums of log2 decays in each chunk. eta (B, H, M, C)."""
+    """rows (B, H, M, 3, C): high and low part of the inclusive sums of log2 decays in each chunk, and eta; one array,
+    as kernels fetch all three together.
+    """
 
-    sums: jax.Array
-    eta: jax.Array
+    rows: jax.Array
+
+    @property
+    def sums(self) -> jax.Array:
+        """(B, H, M, 2, C)."""
+        return self.rows[..., :2, :]
+
+    @property
+    def eta(self) -> jax.Array:
+        """(B, H, M, C)."""
+        return self.rows[..., 2, :]
 
 
 def _to_chunks(x_BxNxH: jax.Array) -> jax.Array:
@@ -48,7 +59,7 @@ def prepare(log_decay_BxNxH: jax.Array, eta_BxNxH: jax.Array, reset_BxN: jax.Arr
     # A product with ones in full float32: exact for the high parts, and one launch, not several.
     ones = jnp.triu(jnp.ones((CHUNK, CHUNK), jnp.float32))
     sums = jnp.matmul(jnp.stack([high, steps - high], axis=-2), ones, precision=jax.lax.Precision.HIGHEST)
-    return Gates(sums, _to_chunks(eta_BxNxH))
+    return Gates(jnp.concatenate([sums, _to_chunks(eta_BxNxH)[..., None, :]], axis=-2))
 
 
 def log_wholes(gates: Gates) -> jax.Array:

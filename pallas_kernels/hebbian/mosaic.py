@@ -1,87 +1,131 @@
-"""The sweeps of the fused form as a Pallas Mosaic GPU kernel, for NVIDIA GPUs from sm_90.
+"""The fused form as Pallas Mosaic GPU kernels, for NVIDIA GPUs from sm_90.
 
-One warpgroup per program carries a K x (block of values) state in registers through its chunks. Tiles arrive by the
-tensor memory accelerator, some chunks ahead; all products are wgmma with operands in shared memory, the masked scores
-in registers. Several programs share a multiprocessor and hide each other's latencies.
+Programs carry their state in registers through their chunks. Tiles arrive by the tensor memory accelerator, some chunks
+ahead; all products are wgmma with operands in shared memory, the masked scores in registers. Several programs share a
+multiprocessor and hide each other's latencies.
 """
+
+# The references that kernels work on have no types that a checker could follow.
+# pyright: basic, reportPrivateImportUsage=false, reportCallIssue=false
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
+from typing import Any, cast
 
 import jax
-from jax import lax
-from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels.hebbian.gates import CHUNK, Gates
-from pallas_kernels.hebbian.mosaic_sweep import Program, scratch_types, sizes_of
-from pallas_kernels.hebbian.sweep import Fused, Kind, Operands, Plan, Swept, result_types, segment_chunks
+from pallas_kernels.hebbian import mosaic_cotangents, mosaic_queries, mosaic_sweep
+from pallas_kernels.hebbian.gates import ANCHOR, CHUNK, Gates
+from pallas_kernels.hebbian.mosaic_cotangents import CarryBack
+from pallas_kernels.hebbian.mosaic_queries import ReadAgain
+from pallas_kernels.hebbian.sweep import (
+    Cotangents,
+    Fused,
+    Kind,
+    Operands,
+    Plan,
+    Pulled,
+    Swept,
+    cotangent_types,
+    segment_chunks,
+    swept_types,
+)
+
+# A device takes so many programs on any axis but the last.
+_AXIS = 65_535
+# Of an H200 and an H100.
+_MULTIPROCESSORS = 132
 
 
-def _launch(kinds: tuple[Kind, ...], operands: tuple[Operands, ...], gates: Gates, plan: Plan) -> tuple[Swept, ...]:
-    """All sweeps side by side in one launch; their sizes have to be the same."""
-    sizes = sizes_of(operands[0], gates)
-    results = tuple(result_types(kind, these, gates, plan) for kind, these in zip(kinds, operands, strict=True))
-    scratch = scratch_types(kinds, sizes, plan, operands[0].c.dtype)
-    arrays, inputs_tree = jax.tree.flatten((operands, tuple(gates)))
-    # An array that several sweeps read is passed once.
-    distinct = list({id(array): array for array in arrays}.values())
-    position = {id(array): n for n, array in enumerate(distinct)}
-    flat_results, results_tree = jax.tree.flatten(results)
+def _launch(body: Callable[..., None], inputs: Any, types: Any, scratch: Any, axes: dict[str, int], **threads: Any):
+    """body(inputs, results, scratch), all of references; results like types. The last axis runs fastest."""
+    arrays, inputs_tree = jax.tree.flatten(inputs)
+    flat_types, types_tree = jax.tree.flatten(types)
     flat_scratch, scratch_tree = jax.tree.flatten(
         scratch, is_leaf=lambda x: hasattr(x, "shape") or isinstance(x, plgpu.Barrier)
     )
 
     def kernel(*refs):
         refs = iter(refs)
-        inputs = list(itertools.islice(refs, len(distinct)))
-        outputs = results_tree.unflatten(itertools.islice(refs, len(flat_results)))
-        shared = scratch_tree.unflatten(refs)
-        all_operands, gate_refs = inputs_tree.unflatten(inputs[position[id(array)]] for array in arrays)
-        for number, kind in enumerate(kinds):
-            run = Program(kind, sizes, plan, all_operands[number], Gates(*gate_refs), outputs[number], shared).run
-            if len(kinds) == 1:
-                run()
-            else:
-                pl.when(lax.axis_index("sweep") == number)(run)
+        given = inputs_tree.unflatten(itertools.islice(refs, len(arrays)))
+        results = types_tree.unflatten(itertools.islice(refs, len(flat_types)))
+        body(given, results, scratch_tree.unflatten(refs))
 
-    axes = {
-        "block": sizes.values // plan.values,
-        "stream": sizes.batch * sizes.heads,
-        "segment": operands[0].start.shape[2],
-        "sweep": len(kinds),
-    }
-    # A device takes 65,535 programs on any axis but the last; all before the last two are one to it.
-    many = axes["block"] * axes["stream"] > 65_535
-    order = ("block", "segment", "sweep", "stream") if many else tuple(axes)
     found = plgpu.kernel(
         kernel,
-        out_type=flat_results,
+        out_type=flat_types,
         scratch_types=flat_scratch,
-        grid=tuple(axes[name] for name in order),
-        grid_names=order,
+        grid=tuple(axes.values()),
+        grid_names=tuple(axes),
         compiler_params=plgpu.CompilerParams(
             approx_math=True,
+            # Sums along rows stay inside a warp.
+            reduction_scratch_bytes=0,
             lowering_semantics=plgpu.LoweringSemantics.Lane,
             # A barrier around every access cost 3 % more than the few that are needed (commit_smem is one).
             unsafe_no_auto_barriers=True,
         ),
-    )(*distinct)
-    return results_tree.unflatten(found)
+        **threads,
+    )(*arrays)
+    return types_tree.unflatten(found)
 
 
-def run(kinds: tuple[Kind, ...], operands: tuple[Operands, ...], gates: Gates, plan: Plan) -> tuple[Swept, ...]:
-    """A backend of `sweep.Fused`: sweeps of one size go into one launch."""
-    if len({sizes_of(these, gates) for these in operands}) == 1:
-        return _launch(kinds, operands, gates, plan)
-    return tuple(_launch((kind,), (these,), gates, plan)[0] for kind, these in zip(kinds, operands, strict=True))
+def forward(kind: Kind, operands: Operands, gates: Gates, plan: Plan) -> Swept:
+    """A forward kernel of `sweep.Fused`; a kind with output runs in order of time."""
+    batch, heads, chunks, _ = gates.eta.shape
+    if not kind.output:
+        operands = operands._replace(a=None)  # pyright: ignore[reportArgumentType]
+    axes = {
+        "block": operands.c.shape[-1] // plan.values,
+        "stream": batch * heads,
+        "segment": operands.start.shape[2],
+    }
+    order = ("block", "segment", "stream") if axes["block"] * axes["stream"] > _AXIS else tuple(axes)
+
+    def body(inputs, results, scratch):
+        mosaic_sweep.Program(kind, heads, chunks, plan, *inputs, results, scratch).run()
+
+    scratch = mosaic_sweep.scratch_types(kind, operands, plan)
+    types = swept_types(kind, operands, gates)
+    return _launch(body, (operands, gates), types, scratch, {name: axes[name] for name in order})
 
 
-def _plan(batch: int, chunks: int, heads: int, keys: int, values: int, itemsize: int) -> Plan:
+def backward(pulled: Pulled, gates: Gates, plan: Plan) -> Cotangents:
+    """The backward kernels of `sweep.Fused`: first the walk of the cotangent, which ends where that of dq begins."""
+    batch, heads, chunks, _ = gates.eta.shape
+    panels, segments = pulled.v.shape[-1] // CHUNK, pulled.end.shape[2]
+    types = cotangent_types(pulled, gates, panels)
+
+    def launch(walk, module, warpgroups: int, axis: str, programs: int, types: Cotangents):
+        def body(inputs, results, scratch):
+            walk(heads, chunks, plan, warpgroups, *inputs, results, scratch).run()
+
+        axes = {axis: programs, "stream": batch * heads}
+        scratch = module.scratch_types(pulled, plan)
+        return _launch(body, (pulled, gates), types, scratch, axes, num_threads=warpgroups, thread_name="part")
+
+    nothing = cast(Any, None)
+    carried = types._replace(dq=nothing, read=nothing)
+    read = Cotangents._make([nothing] * len(types))._replace(dq=types.dq, read=types.read)
+    found = launch(CarryBack, mosaic_cotangents, 2, "segment", segments, carried)
+    queries = launch(ReadAgain, mosaic_queries, panels, "split", -(-chunks // plan.split), read)
+    return found._replace(dq=queries.dq, read=queries.read)
+
+
+def forward_plan(batch: int, chunks: int, heads: int, width: int, itemsize: int) -> Plan:
     """As measured on an H200: a third load in flight pays where the tiles are wide."""
     del itemsize
-    return Plan(CHUNK, 2 if keys <= 64 else 3, segment_chunks(chunks, batch * heads * values // CHUNK))
+    return Plan(CHUNK, 2 if width <= 64 else 3, segment_chunks(chunks, batch * heads * width // CHUNK, enough=64))
 
 
-FUSED = Fused(run, _plan)
+def backward_plan(batch: int, chunks: int, heads: int, width: int, itemsize: int) -> Plan:
+    del itemsize
+    # 16 chunks pay for the first loads of a program; fewer where that would not fill the device.
+    split = next((n for n in (16, 8) if batch * heads * chunks >= n * 2 * _MULTIPROCESSORS), ANCHOR)
+    return Plan(width, 2, segment_chunks(chunks, batch * heads, enough=100), split)
+
+
+FUSED = Fused(forward, backward, forward_plan, backward_plan, widths=(64, 128))

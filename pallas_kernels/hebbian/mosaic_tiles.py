@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,12 +17,18 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from pallas_kernels.hebbian.gates import CHUNK
 
 MATRIX = plgpu.Layout.WGMMA
+SQUARE = (CHUNK, CHUNK)
 # Decays inside a chunk down to 2**-100 leave their inverses, and products with them, inside the floats.
 _RANGE = 100.0
 
 
 # jax 0.10 wants an index apart from the reference, 0.11 warns of one and 0.12 takes none.
 _INDEX = ((),) if jax.__version_info__ < (0, 11) else ()
+
+
+def tile_transforms(width: int, dtype) -> tuple[Any, ...]:
+    """Of tiles in shared memory, in columns of so many elements; wgmma wants both operands of a product alike."""
+    return plgpu.TilingTransform((8, width)), plgpu.SwizzleTransform(width * jnp.dtype(dtype).itemsize)
 
 
 def load(ref, layout, optimized: bool = True) -> jax.Array:

@@ -1,17 +1,17 @@
-"""The fused form of the Hebbian scan: four sweeps of one kind over the chunks, one forward and three for the gradients.
+"""The fused form of the Hebbian scan: its state stays in registers through all chunks of a sequence.
 
-A sweep reads rows a, columns b with values c, and carries a state S from chunk to chunk,
-    out_i = r_i (sum_j D_ij w_j (a_i . b_j) c_j + e_i a_i S),    S <- D_whole S + sum_j f_j b_j c_j^T.
-In order of time (D_ij the decay from j to i, e from entry to i, f from j to exit, w = eta, r = 1) it is
-    y  with (a, b, c) = (q, k, v) and        dq with (dy, v, k) on the transposed state;
-against time, with the decays of the reversed paths, w = 1 and r = eta, it carries the cotangent of the state, and is
-    dv with (k, q, dy) and                   dk with (v, dy, q) on the transposed cotangent.
-So one well-tuned kernel does everything, with the state in registers and no tensor besides inputs and results; kept for
-the backward are the inputs and one state in ANCHOR chunks. Two sweeps collect on their way what the decays' cotangent
-is made of (`gates.decay_cotangent`).
+Besides inputs and results only a state in every ANCHOR-th chunk is written and read. In a chunk, D_ij is the decay from
+position j to i, e from the entry to i, f from j to the exit:
+    y_i = sum_j D_ij eta_j (q_i . k_j) v_j + e_i W^T q_i,          W <- D_whole W + sum_j f_j eta_j k_j v_j^T
+in order of time. The backward carries the cotangent G of the state against time,
+    dv_j = eta_j (sum_i D_ij (q_i . k_j) dy_i + f_j G^T k_j),
+    dk_j = eta_j (sum_i D_ij (v_j . dy_i) q_i + f_j G v_j),        G <- D_whole G + sum_i e_i q_i dy_i^T
+and then in order of time, in many short walks from states that the forward left,
+    dq_i = sum_j D_ij eta_j (dy_i . v_j) k_j + e_i W dy_i.
+On their way they collect what the decays' cotangent is made of (`gates.decay_cotangent`).
 
 Where there are too few streams (batch x heads x blocks of values) to fill the device, the sequence is cut into
-segments: a first sweep over b and c alone finds what each segment adds to the state, the states between them follow
+segments: a first sweep that only carries the state finds what each segment adds to it, the states between them follow
 by one small product, and all segments then run side by side.
 """
 
@@ -20,7 +20,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -35,99 +35,122 @@ from pallas_kernels.hebbian.inputs import Inputs
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """How a backend runs a sweep: values per program, loads in flight, chunks per segment (all chunks: one segment)."""
+    """How a backend runs a kernel.
+
+    values: values of a forward program; stages: loads in flight; segment: chunks of a program that carries a state (all
+    chunks: one segment); split: chunks of a program that computes dq, a multiple of ANCHOR.
+    """
 
     values: int
     stages: int
     segment: int
+    split: int = ANCHOR
 
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """What a sweep does, apart from its operands.
-
-    collect: "" nothing; "states" the state before every ANCHOR-th chunk; "paths" (dq's) and "rows" (dk's) what
-    `gates.decay_cotangent` and eta's cotangent need, from the extra operand x; "anchors" (dv's) the product of the
-    carried cotangent with the states given as x. output False: only the state is carried, a is not read.
+    """What a forward kernel does: reverse, against time (eta is then not part of the writes); states, keep the state
+    before every ANCHOR-th chunk; output False, only carry the state.
     """
 
     reverse: bool = False
-    collect: str = ""
+    states: bool = False
     output: bool = True
 
 
 class Operands(NamedTuple):
-    """a, b (B, N, H, K), c (B, N, H, V); start (B, H, S, K, V) float32, the state before every segment (after it, in
-    reverse); x per kind: (B, N, H, V) for "paths" and "rows", (B, H, A, K, V) for "anchors", else None.
+    """a (read with), b (written under) (B, N, H, K), c (written) (B, N, H, V); start (B, H, S, K, V) float32, the state
+    before every segment (after it, in reverse).
     """
 
     a: jax.Array
     b: jax.Array
     c: jax.Array
     start: jax.Array
-    x: jax.Array | None
 
 
 class Swept(NamedTuple):
-    """out (B, N, H, V) in c's dtype or None; end (B, H, S, K, V) float32; collected, float32 but for states, per kind:
-    "states" (B, H, A, K, V) in c's dtype; "paths" (2, P, B, H, M, C), inside the chunk and read; "rows" likewise,
-    stored and eta's cotangent; "anchors" (P, B, H, A, K), a row of the product each; to be summed over the P blocks of
-    values.
+    """out (B, N, H, V) as c, or None; end (B, H, S, K, V) float32; states (B, H, A, K, V) in c's dtype, or None."""
+
+    out: jax.Array | None
+    end: jax.Array
+    states: jax.Array | None
+
+
+class Pulled(NamedTuple):
+    """What a backward kernel reads: q, k (B, N, H, K), v, dy (B, N, H, V), entries (B, H, A, K, V) in v's dtype, the
+    state before every ANCHOR-th chunk, and end (B, H, S, K, V) float32, the state's cotangent after every segment.
     """
 
-    out: Any
-    end: Any
-    collected: Any
+    q: jax.Array
+    k: jax.Array
+    v: jax.Array
+    dy: jax.Array
+    entries: jax.Array
+    end: jax.Array
 
 
-def result_types(kind: Kind, operands: Operands, gates: Gates, plan: Plan) -> Swept:
-    """Shapes and dtypes of what a sweep leaves."""
+class Cotangents(NamedTuple):
+    """What it leaves: dq, dk, dv as q, k, v; start (B, H, S, K, V) float32, the state's cotangent before every segment;
+    float32 for every token (B, H, M, C) inside, stored and deta, and read (P, B, H, M, C); anchors (P, B, H, A, K), a
+    row each of the product of state and cotangent there. What has an axis P is to be summed over it.
+    """
+
+    dq: jax.Array
+    dk: jax.Array
+    dv: jax.Array
+    start: jax.Array
+    read: jax.Array
+    inside: jax.Array
+    stored: jax.Array
+    deta: jax.Array
+    anchors: jax.Array
+
+
+def swept_types(kind: Kind, operands: Operands, gates: Gates) -> Swept:
+    """Shapes and dtypes of what a forward kernel leaves."""
     batch, heads, chunks, _ = gates.eta.shape
-    keys, values = operands.b.shape[-1], operands.c.shape[-1]
-    blocks, anchors = values // plan.values, -(-chunks // ANCHOR)
+    c, start = operands.c, operands.start
+    states = (batch, heads, -(-chunks // ANCHOR), *start.shape[3:])
+    found = (
+        jax.ShapeDtypeStruct(c.shape, c.dtype) if kind.output else None,
+        jax.ShapeDtypeStruct(start.shape, jnp.float32),
+        jax.ShapeDtypeStruct(states, c.dtype) if kind.states else None,
+    )
+    return cast(Swept, Swept._make(cast(tuple[jax.Array, ...], found)))
+
+
+def cotangent_types(pulled: Pulled, gates: Gates, parts: int) -> Cotangents:
+    """Shapes and dtypes of what a backward kernel leaves whose programs sum over so many parts."""
     single = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
-    collected = {
-        "": None,
-        "states": jax.ShapeDtypeStruct((batch, heads, anchors, keys, values), operands.c.dtype),
-        "paths": single((2, blocks, batch, heads, chunks, CHUNK)),
-        "rows": single((2, blocks, batch, heads, chunks, CHUNK)),
-        "anchors": single((blocks, batch, heads, anchors, keys)),
-    }[kind.collect]
-    out = jax.ShapeDtypeStruct(operands.c.shape, operands.c.dtype) if kind.output else None
-    return Swept(out, single(operands.start.shape), collected)
+    alike = (jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (pulled.q, pulled.k, pulled.v))
+    tokens, anchors = gates.eta.shape, pulled.entries.shape[:-1]
+    vectors = single((parts, *tokens)), *(single(tokens) for _ in range(3)), single((parts, *anchors))
+    return Cotangents._make(cast(tuple[jax.Array, ...], (*alike, single(pulled.end.shape), *vectors)))
 
 
-def segment_chunks(chunks: int, programs: int) -> int:
+def segment_chunks(chunks: int, programs: int, enough: int) -> int:
     """Chunks per segment, where the sequence as a whole would run in so many programs.
 
-    64 of them and more are left alone: the sweep that a cut costs was dearer on a device of 132 multiprocessors. Fewer
-    are cut for about 256 in all.
+    A cut costs a sweep: enough programs are left alone, fewer cut into what fills the 132 multiprocessors of a device.
     """
-    segments = 1 if programs >= 64 else min(256 // programs, -(-chunks // ANCHOR))
+    segments = 1 if programs >= enough else min(132 // programs, -(-chunks // ANCHOR))
     length = -(-chunks // segments)
     return min(chunks, -(-length // ANCHOR) * ANCHOR)
 
 
-# Runs several sweeps over the same tokens, in one launch where it can.
-Backend = Callable[[tuple[Kind, ...], tuple[Operands, ...], Gates, Plan], tuple[Swept, ...]]
-# Chooses the plan from (B, M, H, K, V, bytes of an element).
-Planner = Callable[[int, int, int, int, int, int], Plan]
-
-
 @dataclasses.dataclass(frozen=True)
 class Fused:
-    """One implementation of the fused form."""
+    """One implementation of the fused form, and its plans by (B, M, H, width, bytes of an element).
 
-    backend: Backend
-    plan: Planner
+    widths: of K and V alike, to the next of which narrower ones are padded; empty if any will do.
+    """
 
-
-def _transpose(state: jax.Array) -> jax.Array:
-    return jnp.swapaxes(state, -1, -2)
-
-
-def _run_one(fused: Fused, kind: Kind, operands: Operands, gates: Gates, plan: Plan) -> Swept:
-    return fused.backend((kind,), (operands,), gates, plan)[0]
+    forward: Callable[[Kind, Operands, Gates, Plan], Swept]
+    backward: Callable[[Pulled, Gates, Plan], Cotangents]
+    forward_plan: Callable[[int, int, int, int, int], Plan]
+    backward_plan: Callable[[int, int, int, int, int], Plan]
+    widths: tuple[int, ...] = ()
 
 
 def _segment_starts(fused: Fused, operands: Operands, carried: jax.Array, gates: Gates, plan: Plan, reverse: bool):
@@ -138,7 +161,7 @@ def _segment_starts(fused: Fused, operands: Operands, carried: jax.Array, gates:
         return carried[:, :, None]
     nothing = jnp.zeros((*carried.shape[:2], segments, *carried.shape[2:]), jnp.float32)
     kind = Kind(reverse=reverse, output=False)
-    local = _run_one(fused, kind, operands._replace(start=nothing, x=None), gates, plan).end
+    local = fused.forward(kind, operands._replace(start=nothing), gates, plan).end
     log_whole = gating.log_wholes(gates)
     log_whole = jnp.pad(log_whole, ((0, 0), (0, 0), (0, segments * plan.segment - chunks)))
     log_segment = jnp.sum(log_whole.reshape(*log_whole.shape[:2], segments, plan.segment), axis=-1)
@@ -151,50 +174,37 @@ def _segment_starts(fused: Fused, operands: Operands, carried: jax.Array, gates:
     return jnp.flip(starts, 2) if reverse else starts
 
 
+def _sizes(inputs: Inputs, gates: Gates) -> tuple[int, int, int, int, int]:
+    batch, _, heads, width = inputs.q.shape
+    return batch, gates.eta.shape[2], heads, max(width, inputs.v.shape[-1]), jnp.dtype(inputs.q.dtype).itemsize
+
+
 def _forward(inputs: Inputs, initial, fused: Fused, keep: bool):
     """y, the final state and, with keep, the states before every ANCHOR-th chunk."""
     num_tokens = inputs.q.shape[1]
     gates = gating.prepare(inputs.log_decay, inputs.eta, inputs.reset)
     q, k, v = (pad_tokens(x, CHUNK) for x in inputs[:3])
-    plan = _plan(fused, inputs, gates)
-    operands = Operands(q, k, v, initial[:, :, None], None)
+    plan = fused.forward_plan(*_sizes(inputs, gates))
+    operands = Operands(q, k, v, initial)
     operands = operands._replace(start=_segment_starts(fused, operands, initial, gates, plan, reverse=False))
-    swept = _run_one(fused, Kind(collect="states" if keep else ""), operands, gates, plan)
-    return swept.out[:, :num_tokens], swept.end[:, :, -1], swept.collected
+    swept = fused.forward(Kind(states=keep), operands, gates, plan)
+    assert swept.out is not None
+    return swept.out[:, :num_tokens], swept.end[:, :, -1], swept.states
 
 
-def _plan(fused: Fused, inputs: Inputs, gates: Gates) -> Plan:
-    batch, _, heads, key_width = inputs.q.shape
-    return fused.plan(
-        batch, gates.eta.shape[2], heads, key_width, inputs.v.shape[-1], jnp.dtype(inputs.q.dtype).itemsize
-    )
-
-
-def _backward(inputs: Inputs, initial, entries, dy, dfinal, fused: Fused):
+def _backward(inputs: Inputs, entries, dy, dfinal, fused: Fused):
     """Cotangents of the inputs and of the initial state."""
     num_tokens = inputs.q.shape[1]
     gates = gating.prepare(inputs.log_decay, inputs.eta, inputs.reset)
     q, k, v, dy = (pad_tokens(x, CHUNK) for x in (inputs.q, inputs.k, inputs.v, dy.astype(inputs.v.dtype)))
-    plan = _plan(fused, inputs, gates)
-    if plan.segment < gates.eta.shape[2]:
-        starts = entries[:, :, :: plan.segment // ANCHOR].astype(jnp.float32)
-        ends = _segment_starts(fused, Operands(k, q, dy, entries, None), dfinal, gates, plan, reverse=True)
-    else:
-        starts, ends = initial[:, :, None], dfinal[:, :, None]
-    kinds = (Kind(collect="paths"), Kind(reverse=True, collect="rows"), Kind(reverse=True, collect="anchors"))
-    operands = (
-        Operands(dy, v, k, _transpose(starts), q),
-        Operands(v, dy, q, _transpose(ends), k),
-        Operands(k, q, dy, ends, entries),
-    )
-    of_q, of_k, of_v = fused.backend(kinds, operands, gates, plan)
-    inside, read = jnp.sum(of_q.collected, axis=1)
-    stored, deta = jnp.sum(of_k.collected, axis=1)
-    anchors = jnp.sum(of_v.collected, axis=(0, -1))
-    dlog_decay = gating.decay_cotangent(inside, read, stored, anchors, gates, num_tokens, inputs.v.dtype)
-    deta = jnp.moveaxis(deta.reshape(*deta.shape[:2], -1), 2, 1)[:, :num_tokens]
-    dq, dk, dv = (swept.out[:, :num_tokens] for swept in (of_q, of_k, of_v))
-    return Inputs(dq, dk, dv, dlog_decay, deta, None), of_v.end[:, :, 0]
+    plan = fused.backward_plan(*_sizes(inputs, gates))
+    end = _segment_starts(fused, Operands(k, q, dy, dfinal), dfinal, gates, plan, reverse=True)
+    found = fused.backward(Pulled(q, k, v, dy, entries, end), gates, plan)
+    read, anchors = jnp.sum(found.read, axis=0), jnp.sum(found.anchors, axis=(0, -1))
+    dlog_decay = gating.decay_cotangent(found.inside, read, found.stored, anchors, gates, num_tokens, inputs.v.dtype)
+    deta = jnp.moveaxis(found.deta.reshape(*found.deta.shape[:2], -1), 2, 1)[:, :num_tokens]
+    dq, dk, dv = (x[:, :num_tokens] for x in (found.dq, found.dk, found.dv))
+    return Inputs(dq, dk, dv, dlog_decay, deta, None), found.start[:, :, 0]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -205,7 +215,7 @@ def _scan(inputs: Inputs, initial, fused: Fused):
 
 def _scan_fwd(inputs: Inputs, initial, fused: Fused):
     y, final, entries = over_rows(functools.partial(_forward, fused=fused, keep=True))(inputs, initial)
-    return (y, final), (inputs, initial, entries)
+    return (y, final), (inputs, entries)
 
 
 def _scan_bwd(fused: Fused, residuals, cotangents):
@@ -213,6 +223,12 @@ def _scan_bwd(fused: Fused, residuals, cotangents):
 
 
 _scan.defvjp(_scan_fwd, _scan_bwd)
+
+
+def _widen(x: jax.Array, *widths: int) -> jax.Array:
+    """Zeros at the end of the last axes."""
+    missing = [(0, width - size) for width, size in zip(widths, x.shape[-len(widths) :], strict=True)]
+    return jnp.pad(x, [(0, 0)] * (x.ndim - len(widths)) + missing) if any(size for _, size in missing) else x
 
 
 def scan(
@@ -226,6 +242,15 @@ def scan(
     *,
     fused: Fused,
 ) -> tuple[jax.Array, jax.Array]:
-    """The Hebbian scan by sweeps of one implementation; arguments and result as naive.scan, hand-written gradients."""
+    """The Hebbian scan by one implementation of the fused form; arguments and result as naive.scan, hand-written
+    gradients.
+    """
+    keys, values = initial_state_BxHxKxV.shape[-2:]
+    wide = min((width for width in fused.widths if width >= max(keys, values)), default=None)
     inputs = Inputs(q_BxNxHxK, k_BxNxHxK, v_BxNxHxV, log_decay_BxNxH, eta_BxNxH, reset_BxN)
-    return cast(tuple[jax.Array, jax.Array], _scan(inputs, initial_state_BxHxKxV, fused))
+    initial = initial_state_BxHxKxV
+    if wide is not None:
+        inputs = inputs._replace(q=_widen(inputs.q, wide), k=_widen(inputs.k, wide), v=_widen(inputs.v, wide))
+        initial = _widen(initial, wide, wide)
+    y, final = cast(tuple[jax.Array, jax.Array], _scan(inputs, initial, fused))
+    return y[..., :values], final[..., :keys, :values]

@@ -1,12 +1,15 @@
-"""A sweep in plain JAX, tile for tile what the GPU kernels do, for any device: their tiling is tested through it."""
+"""The fused form in plain JAX, tile for tile what the GPU kernels do: their tiling is tested with it on any device."""
 
 from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from pallas_kernels.hebbian.gates import ANCHOR, CHUNK, Gates
-from pallas_kernels.hebbian.sweep import Fused, Kind, Operands, Plan, Swept
+from pallas_kernels.hebbian.sweep import Cotangents, Fused, Kind, Operands, Plan, Pulled, Swept
 
 
 def _product(a: jax.Array, b: jax.Array, dtype) -> jax.Array:
@@ -43,63 +46,113 @@ def _per_chunk(x: jax.Array, chunks: int) -> jax.Array:
     return moved.reshape(*moved.shape[:2], -1, *moved.shape[4:])[:, :, :chunks]
 
 
-def _sweep(kind: Kind, operands: Operands, gates: Gates, plan: Plan) -> Swept:
-    a, b, c, start, x = operands
-    dtype, chunks, num_tokens = c.dtype, gates.eta.shape[2], c.shape[1]
+class Decays(NamedTuple):
+    """Of chunks side by side: between (..., C, C) from column to row, from entry and to exit (..., C), whole (...)."""
+
+    between: jax.Array
+    from_entry: jax.Array
+    to_exit: jax.Array
+    whole: jax.Array
+
+
+def _decays(high: jax.Array, low: jax.Array) -> Decays:
     position = jnp.arange(CHUNK)
-    reached = position[:, None] <= position if kind.reverse else position[:, None] >= position
-    at_or_after = (position[:, None] <= position).astype(dtype)
-    extra = x if kind.collect in ("paths", "rows") else None
-    tiles = [None if t is None else _chunks(t, plan) for t in (a if kind.output else None, b, c, extra)]
-    high, low, eta = (_vectors(g, plan) for g in (gates.sums[..., 0, :], gates.sums[..., 1, :], gates.eta))
+    between = (high[..., :, None] - high[..., None, :]) + (low[..., :, None] - low[..., None, :])
+    return Decays(
+        jnp.where(position[:, None] >= position, jnp.exp2(between), 0),
+        jnp.exp2(high + low),
+        jnp.exp2((high[..., -1:] - high) + (low[..., -1:] - low)),
+        jnp.exp2(high[..., -1] + low[..., -1]),
+    )
+
+
+def _swap(x: jax.Array) -> jax.Array:
+    return jnp.swapaxes(x, -1, -2)
+
+
+def _gates(gates: Gates, plan: Plan) -> tuple[jax.Array, ...]:
+    """High and low sums and eta."""
+    return tuple(_vectors(gates.rows[..., row, :], plan) for row in range(3))
+
+
+def _in_order(operands: Operands, gates: Gates, plan: Plan, x: jax.Array | None = None, output: bool = True):
+    """Along time: final state, then per chunk what is read, its part from the state times x, the state before."""
+    tiles = [_chunks(t, plan) for t in (operands.a, operands.b, operands.c, operands.a if x is None else x)]
+    dtype = operands.c.dtype
 
     def body(state, xs):
-        (a, b, c, x), hi, lo, eta = xs
-        entry, leave = jnp.exp2(hi + lo), jnp.exp2((hi[..., -1:] - hi) + (lo[..., -1:] - lo))
-        between = (hi[..., :, None] - hi[..., None, :]) + (lo[..., :, None] - lo[..., None, :])
-        if kind.reverse:
-            between, entry, leave = -between, leave, entry
-        else:
-            leave = leave * eta
-        out = collected = None
-        if kind.output:
-            from_state = _product(a, state, dtype) * entry[..., None]
-            scores = jnp.where(reached, _product(a, jnp.swapaxes(b, -1, -2), dtype) * jnp.exp2(between), 0)
-            if not kind.reverse:
-                scores = scores * eta[..., None, :]
-            out = from_state + _product(scores, c, dtype)
-            if kind.collect == "paths":
-                pairs = scores * _product(x, jnp.swapaxes(c, -1, -2), dtype)
-                later = _product(at_or_after, pairs, dtype)
-                inside = jnp.sum(jnp.where(position < position[:, None], later, 0), -1)
-                collected = jnp.stack([inside, jnp.sum(x * from_state, -1)])
-            elif kind.collect == "rows":
-                collected = jnp.stack([jnp.sum(x * from_state, -1) * eta, jnp.sum(x * out, -1)])
-            if kind.reverse:
-                out = out * eta[..., None]
-            out = out.astype(dtype)
-        written = _product(jnp.swapaxes(b, -1, -2), c * leave[..., None], dtype)
-        after = state * jnp.exp2(hi[..., -1] + lo[..., -1])[..., None, None] + written
-        return after, (out, collected, after if kind.reverse else state)
+        (a, b, c, x), (high, low, eta) = xs
+        decays = _decays(high, low)
+        out = read = None
+        if output:
+            from_state = _product(a, state, dtype) * decays.from_entry[..., None]
+            scores = _product(a, _swap(b), dtype) * decays.between * eta[..., None, :]
+            out = (from_state + _product(scores, c, dtype)).astype(dtype)
+            read = jnp.sum(x * from_state, -1) if x.shape == from_state.shape else None
+        written = _product(_swap(b), c * (decays.to_exit * eta)[..., None], dtype)
+        return state * decays.whole[..., None, None] + written, (out, read, state)
 
-    end, (out, collected, states) = jax.lax.scan(body, start, (tiles, high, low, eta), reverse=kind.reverse)
-    if collected is not None:
-        collected = jnp.stack([_per_chunk(part, chunks) for part in jnp.moveaxis(collected, 1, 0)])[:, None]
-    elif kind.collect:
-        collected = _per_chunk(states, chunks)[:, :, ::ANCHOR]
-        collected = collected.astype(dtype) if x is None else jnp.sum(collected * x, -1)[None]
-    return Swept(None if out is None else _tokens(out, num_tokens), end, collected)
+    return jax.lax.scan(body, operands.start, (tiles, _gates(gates, plan)))
 
 
-def run(kinds: tuple[Kind, ...], operands: tuple[Operands, ...], gates: Gates, plan: Plan) -> tuple[Swept, ...]:
-    return tuple(_sweep(kind, these, gates, plan) for kind, these in zip(kinds, operands, strict=True))
+def _against_time(pulled: Pulled, gates: Gates, plan: Plan):
+    """Cotangent of the state before each segment, then per chunk those of k and v, the collected vectors and itself."""
+    tiles = [_chunks(t, plan) for t in (pulled.q, pulled.k, pulled.v, pulled.dy)]
+    dtype, position = pulled.v.dtype, jnp.arange(CHUNK)
+    before = (position < position[:, None]).astype(dtype)
+
+    def body(state, xs):
+        (q, k, v, dy), (high, low, eta) = xs
+        decays = _decays(high, low)
+        # Rows are written tokens, columns the later ones that read them.
+        between, strength = _swap(decays.between), eta[..., None]
+        along = _product(v, _swap(dy), dtype)
+        scores = _product(k, _swap(q), dtype) * between
+        of_state = _product(v, _swap(state), dtype) * decays.to_exit[..., None]
+        dk = of_state + _product(along * between, q, dtype)
+        dv = _product(k, state, dtype) * decays.to_exit[..., None] + _product(scores, dy, dtype)
+        later = _product(before, scores * along * strength, dtype)
+        inside = jnp.sum(jnp.where(position >= position[:, None], later, 0), -1)
+        vectors = inside, jnp.sum(k * of_state, -1) * eta, jnp.sum(k * dk, -1)
+        written = _product(_swap(q), dy * decays.from_entry[..., None], dtype)
+        state = state * decays.whole[..., None, None] + written
+        return state, ((dk * strength).astype(dtype), (dv * strength).astype(dtype), vectors, state)
+
+    return jax.lax.scan(body, pulled.end, (tiles, _gates(gates, plan)), reverse=True)
+
+
+def forward(kind: Kind, operands: Operands, gates: Gates, plan: Plan) -> Swept:
+    chunks, num_tokens = gates.eta.shape[2], operands.c.shape[1]
+    if kind.reverse:
+        end = _against_time(
+            Pulled(operands.b, operands.b, operands.c, operands.c, operands.start, operands.start), gates, plan
+        )[0]
+        return Swept(None, end, None)
+    end, (out, _, states) = _in_order(operands, gates, plan, output=kind.output)
+    states = _per_chunk(states, chunks)[:, :, ::ANCHOR].astype(operands.c.dtype) if kind.states else None
+    return Swept(None if out is None else _tokens(out, num_tokens), end, states)
+
+
+def backward(pulled: Pulled, gates: Gates, plan: Plan) -> Cotangents:
+    chunks, num_tokens = gates.eta.shape[2], pulled.v.shape[1]
+    start, (dk, dv, vectors, states) = _against_time(pulled, gates, plan)
+    anchors = jnp.sum(_per_chunk(states, chunks)[:, :, ::ANCHOR] * pulled.entries, -1)
+    walks = dataclasses.replace(plan, segment=plan.split)
+    entries = _swap(pulled.entries[:, :, :: plan.split // ANCHOR]).astype(jnp.float32)
+    by_values = Operands(pulled.dy, pulled.v, pulled.k, entries)
+    _, (dq, read, _) = _in_order(by_values, gates, walks, x=pulled.q)
+    assert dq is not None
+    assert read is not None
+    inside, stored, deta = (_per_chunk(x, chunks) for x in vectors)
+    dq, dk, dv = (_tokens(x, num_tokens) for x in (dq, dk, dv))
+    return Cotangents(dq, dk, dv, start, _per_chunk(read, chunks)[None], inside, stored, deta, anchors[None])
 
 
 def fused(segment: int) -> Fused:
     """The fused form through this backend in segments of so many chunks (a multiple of ANCHOR)."""
 
-    def plan(batch: int, chunks: int, heads: int, keys: int, values: int, itemsize: int) -> Plan:
-        del batch, heads, keys, itemsize
-        return Plan(values, 1, min(segment, chunks))
+    def plan(batch: int, chunks: int, heads: int, width: int, itemsize: int) -> Plan:
+        del batch, heads, itemsize
+        return Plan(width, 1, min(segment, chunks))
 
-    return Fused(run, plan)
+    return Fused(forward, backward, plan, plan)

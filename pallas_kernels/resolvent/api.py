@@ -43,10 +43,10 @@ def _triton_diagonal(x: Pair, u: jax.Array) -> Pair:
     return chunked.diagonal(x, u, causal=_triton_scan)
 
 
-# The first that can run a call is the default; what comes after xla has to be asked for.
+# Fastest first: the first that can run a call is the default.
 IMPLEMENTATIONS: tuple[registry.Implementation, ...] = (
-    registry.Implementation("xla", _Forms(chunked.scan, chunked.diagonal), registry.runs_anywhere),
     registry.Implementation("triton", _Forms(_triton_scan, _triton_diagonal), _why_not_triton, kernel=True),
+    registry.Implementation("xla", _Forms(chunked.scan, chunked.diagonal), registry.runs_anywhere),
     registry.Implementation("naive", _Forms(naive.scan, naive.diagonal), registry.runs_anywhere),
 )
 
@@ -113,7 +113,8 @@ def resolvent_scan(
       z_re, z_im: (H,), energy and its imaginary part eps.
       initial_g: the pair (re, im) of (B, H) from the token before the first, in mode "causal" only; None is zero.
       reset: (B, N) bool; True cuts the coupling between that token and the one before it.
-      implementation: "naive", "xla", "triton" (NVIDIA GPUs from sm_80, float32), or None for the default, "xla".
+      implementation: "naive", "xla", "triton" (NVIDIA GPUs from sm_80, float32), or None for the fastest
+        that can run the call.
 
     Returns:
       g_re, g_im (B, N, H) and final_g, the pair of their last tokens (None in mode "bidirectional"). Everything is

@@ -47,9 +47,13 @@ def in_two_halves(scan):
         ("mosaic", jnp.bfloat16, (33, 70, 2), (64, 64), 0.05, False),
         ("mosaic", jnp.bfloat16, (1, 600, 2), (128, 128), 1e-3, True),
         ("mosaic", jnp.bfloat16, (1, 300, 2), (64, 128), 20.0, False),
+        ("mosaic", jnp.bfloat16, (2, 130, 1), (16, 16), 0.05, True),
+        ("mosaic", jnp.bfloat16, (66, 330, 2), (96, 32), 0.05, True),
         ("triton", jnp.bfloat16, (2, 1000, 4), (64, 64), 1.3, True),
         ("triton", jnp.bfloat16, (1, 600, 2), (128, 64), 1e-3, False),
+        ("triton", jnp.bfloat16, (66, 330, 2), (16, 16), 0.05, True),
         ("triton", jnp.float32, (1, 300, 2), (32, 64), 0.05, True),
+        ("triton", jnp.float32, (2, 700, 2), (64, 64), 5.0, True),
     ],
 )
 def test_kernel_follows_the_law(name, dtype, sizes, widths, rate, resets, mapped):

@@ -72,21 +72,27 @@ def test_results_and_all_gradients(num_tokens, segment, dtype, rate, resets):
         assert not np.any(np.asarray(found[1][3])[np.asarray(reset)])
 
 
-def launched(kinds, operands, gates, plan):
-    """The tiles behind a wall as a kernel's: nothing inside is mapped over or differentiated."""
+def behind_a_wall(compute):
+    """compute(arrays..., gates, plan) as a kernel is to JAX: nothing inside is mapped over or differentiated."""
 
-    @jax.custom_batching.custom_vmap
-    def kernel(operands, gates):
-        return tiled.run(kinds, operands, gates, plan)
+    def walled(*arguments):
+        *static, operands, gates, plan = arguments
 
-    @kernel.def_vmap
-    def refuse(axis_size, in_batched, operands, gates):
-        raise AssertionError("a kernel cannot be mapped over")
+        @jax.custom_batching.custom_vmap
+        def kernel(operands, gates):
+            return compute(*static, operands, gates, plan)
 
-    return kernel(operands, gates)
+        @kernel.def_vmap
+        def refuse(axis_size, in_batched, operands, gates):
+            raise AssertionError("a kernel cannot be mapped over")
+
+        return kernel(operands, gates)
+
+    return walled
 
 
-OPAQUE = dataclasses.replace(tiled.fused(4), backend=launched)
+TILED = tiled.fused(4)
+OPAQUE = dataclasses.replace(TILED, forward=behind_a_wall(TILED.forward), backward=behind_a_wall(TILED.backward))
 
 
 def mapped(scan, q, k, v, log_decay, eta, initial):
