@@ -2,6 +2,8 @@
 
 import functools
 import math
+from collections.abc import Callable
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +14,8 @@ from phase2_jax.data.batch import NOT_SCORED
 # Logits that exist at a time: more than these fall out of a CPU's caches, or weigh on the memory of a GPU.
 _ENTRIES_CPU = 2**22
 _ENTRIES_ELSEWHERE = 2**26
+
+Carry = TypeVar("Carry")
 
 
 def token_loss(logits_BxNxV: jax.Array, labels_BxN: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -34,6 +38,9 @@ def head_loss(hidden_BxNxD: jax.Array, head_DxV: jax.Array, labels_BxN: jax.Arra
     times. Here they come in blocks of tokens; each block's gradient is computed while its logits are there, so the
     backward pass has nothing left to do but to scale (Hsu et al., "Liger Kernel", 2024).
 
+    Blocks are made of scored tokens only, and as many are computed as the row with most of them needs. Where every
+    token is scored, the blocks are the tokens in their order and nothing changes, bit for bit.
+
     Args:
       hidden_BxNxD: in the dtype of the products.
       head_DxV: float32, rounded to that dtype for the products.
@@ -48,19 +55,20 @@ def head_loss(hidden_BxNxD: jax.Array, head_DxV: jax.Array, labels_BxN: jax.Arra
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _blocked_loss(hidden_BxNxD: jax.Array, head_DxV: jax.Array, labels_BxN: jax.Array, length: int) -> jax.Array:
-    def body(total: jax.Array, block: tuple[jax.Array, jax.Array]):
-        hidden, labels = block
-        return total + token_loss(_logits(hidden, head_DxV), labels)[0], None
+    def body(block: jax.Array | int, total: jax.Array, hidden: jax.Array, labels: jax.Array) -> jax.Array:
+        del block
+        return total + token_loss(_logits(hidden, head_DxV), labels)[0]
 
-    return jax.lax.scan(body, jnp.zeros(()), _cut(hidden_BxNxD, labels_BxN, length))[0]
+    return _over_scored(body, jnp.zeros(()), hidden_BxNxD, labels_BxN, length)
 
 
 def _forward(hidden_BxNxD: jax.Array, head_DxV: jax.Array, labels_BxN: jax.Array, length: int):
     dtype = hidden_BxNxD.dtype
 
-    def body(carry: tuple[jax.Array, jax.Array], block: tuple[jax.Array, jax.Array]):
-        total, dhead_DxV = carry
-        hidden, labels = block
+    def body(
+        block: jax.Array | int, carry: tuple[jax.Array, jax.Array, jax.Array], hidden: jax.Array, labels: jax.Array
+    ):
+        total, dhead_DxV, dscored_BxMxD = carry
         logits = _logits(hidden, head_DxV)
         normaliser = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
         is_label, scored = _is_label(logits, labels), (labels != NOT_SCORED)[..., None]
@@ -72,12 +80,19 @@ def _forward(hidden_BxNxD: jax.Array, head_DxV: jax.Array, labels_BxN: jax.Array
         )
         dhidden = jnp.einsum("bnv,dv->bnd", dlogits, head_DxV.astype(dtype), preferred_element_type=jnp.float32)
         dhead_DxV = dhead_DxV + jnp.einsum("bnd,bnv->dv", hidden, dlogits, preferred_element_type=jnp.float32)
-        return (total, dhead_DxV), dhidden.astype(dtype)
+        dscored_BxMxD = jax.lax.dynamic_update_slice_in_dim(dscored_BxMxD, dhidden.astype(dtype), block * length, 1)
+        return total, dhead_DxV, dscored_BxMxD
 
-    blocks = _cut(hidden_BxNxD, labels_BxN, length)
-    (total, dhead_DxV), dhidden = jax.lax.scan(body, (jnp.zeros(()), jnp.zeros_like(head_DxV)), blocks)
-    dhidden_BxMxD = jnp.moveaxis(dhidden, 0, 1).reshape(hidden_BxNxD.shape[0], -1, hidden_BxNxD.shape[2])
-    return total, (dhidden_BxMxD[:, : hidden_BxNxD.shape[1]], dhead_DxV, labels_BxN)
+    batch, num_tokens, width = hidden_BxNxD.shape
+    room = length * math.ceil(num_tokens / length)
+    start = jnp.zeros(()), jnp.zeros_like(head_DxV), jnp.zeros((batch, room, width), dtype)
+    total, dhead_DxV, dscored_BxMxD = _over_scored(body, start, hidden_BxNxD, labels_BxN, length)
+    if length == num_tokens:
+        return total, (dscored_BxMxD, dhead_DxV, labels_BxN)
+    # Where each token stands among the scored: its gradient comes back by a gather, no scatter.
+    scored_BxN = labels_BxN != NOT_SCORED
+    ranks_BxN = jnp.where(scored_BxN, jnp.cumsum(scored_BxN, axis=1) - 1, room)
+    return total, (_take(dscored_BxMxD, ranks_BxN, 0), dhead_DxV, labels_BxN)
 
 
 def _backward(length: int, residuals: tuple[jax.Array, jax.Array, jax.Array], dtotal: jax.Array):
@@ -99,10 +114,30 @@ def _is_label(logits: jax.Array, labels: jax.Array) -> jax.Array:
     return jnp.arange(logits.shape[-1]) == labels[..., None]
 
 
-def _cut(hidden_BxNxD: jax.Array, labels_BxN: jax.Array, length: int) -> tuple[jax.Array, jax.Array]:
-    """Blocks of `length` tokens of every row, first; tokens added at the end are not scored."""
-    missing = -hidden_BxNxD.shape[1] % length
-    hidden = jnp.pad(hidden_BxNxD, ((0, 0), (0, missing), (0, 0)))
-    labels = jnp.pad(labels_BxN, ((0, 0), (0, missing)), constant_values=NOT_SCORED)
-    split = lambda x: jnp.moveaxis(x.reshape(x.shape[0], -1, length, *x.shape[2:]), 1, 0)  # noqa: E731
-    return split(hidden), split(labels)
+def _over_scored(
+    body: Callable[..., Carry], carry: Carry, hidden_BxNxD: jax.Array, labels_BxN: jax.Array, length: int
+) -> Carry:
+    """`carry = body(block, carry, hidden, labels)` for blocks 0, 1, ... of `length` scored tokens of every row in their
+    order. Rows that have no more get hidden 0 and no label; the number of blocks is that of the row with most.
+
+    Every row is sorted on its own: rows that lie on different devices exchange nothing but that number. A block that
+    holds whole rows takes them as they are, for there is nothing to save.
+    """
+    num_tokens = labels_BxN.shape[1]
+    if length == num_tokens:
+        return body(0, carry, hidden_BxNxD, labels_BxN)
+    scored_BxN = labels_BxN != NOT_SCORED
+    places_BxN = jnp.sort(jnp.where(scored_BxN, jnp.arange(num_tokens), num_tokens), axis=1)
+    places_BxM = jnp.pad(places_BxN, ((0, 0), (0, -num_tokens % length)), constant_values=num_tokens)
+
+    def one(block: jax.Array, carry: Carry) -> Carry:
+        places = jax.lax.dynamic_slice_in_dim(places_BxM, block * length, length, axis=1)
+        return body(block, carry, _take(hidden_BxNxD, places, 0), _take(labels_BxN, places, NOT_SCORED))
+
+    blocks = (jnp.max(jnp.sum(scored_BxN, axis=1)) + length - 1) // length
+    return jax.lax.fori_loop(0, blocks, one, carry)
+
+
+def _take(rows: jax.Array, places: jax.Array, fill: int) -> jax.Array:
+    """Of every row the entries at its `places`, `fill` where a place lies beyond the row."""
+    return jax.vmap(lambda row, at: row.at[at].get(mode="fill", fill_value=fill))(rows, places)

@@ -53,3 +53,16 @@ def test_two_devices_compute_what_one_computes(tmp_path):
     # A run may continue on another number of devices.
     more = train(tmp_path / "two", 1, "train.num_steps=9")
     assert [record["step"] for record in more if record["kind"] == "step"] == list(range(1, 10))
+
+
+@pytest.mark.slow
+def test_two_devices_score_a_few_tokens_as_one_does(tmp_path):
+    # Logits of 4 rows x 16 tokens x 80,000 do not fit one block of the loss: the two scored tokens of a row are
+    # gathered from it.
+    task = ("data.mode=windows", "data.task.name=mqar", "data.task.vocab_size=80000")
+    task += ("data.task.num_items=2", "data.task.num_valid=8", "train.num_steps=2")
+    one, two = (train(tmp_path / str(devices), devices, *task) for devices in (1, 2))
+    losses = [[record["loss"] for record in records if record["kind"] == "step"] for records in (one, two)]
+    assert len(losses[0]) == 2
+    # As above.
+    np.testing.assert_allclose(*losses, rtol=1e-4)
