@@ -105,6 +105,7 @@ def _check_reset(operation: str, reset: jax.Array, shape: tuple[int, ...]) -> No
     _refuse(reset.dtype != jnp.bool_, f"{operation}: reset must be bool, got {reset.dtype}")
 
 
+@jax.named_scope("hebbian_scan")
 def hebbian_scan(
     q_BxNxHxK: jax.Array,
     k_BxNxHxK: jax.Array,

@@ -82,6 +82,7 @@ def _check_initial(initial_g: Pair | None, mode: str, shape: tuple[int, int], dt
     return re.astype(dtype), im.astype(dtype)
 
 
+@jax.named_scope("resolvent_scan")
 def resolvent_scan(
     v_BxNxH: jax.Array,
     gamma_BxNxH: jax.Array,

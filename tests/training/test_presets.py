@@ -3,12 +3,17 @@
 import importlib.util
 from pathlib import Path
 
+import jax
 import pytest
+from flax import nnx
 from ml_collections import ConfigDict
 
+from phase2_jax.data.tokenizers import ByteTokenizer
 from phase2_jax.errors import UserError
+from phase2_jax.model.language_model import LanguageModel
 from phase2_jax.physics.potential import longest_half_life
 from phase2_jax.training.config import ExperimentConfig, default_config, from_config_dict
+from phase2_jax.training.setup import resolve_model
 from phase2_jax.training.workdir import flatten
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -60,6 +65,19 @@ def test_the_original_initialisation_is_a_variant(name):
     assert config.model.position_embedding == "zeta"
     with pytest.raises(UserError, match="there is original_init"):
         load(name, "original")
+
+
+@pytest.mark.parametrize(("variant", "parameters"), [("base", 20_933_872), ("125m", 125_116_880)])
+def test_the_runs_that_measure_speed_have_the_sizes_they_say(variant, parameters):
+    config = from_config_dict(load("benchmarks/throughput", variant))
+    model = resolve_model(config.model, ByteTokenizer.vocab_size)
+    assert (model.dtype, config.train.seq_len, config.train.batch_size) == ("bfloat16", 2048, 16)
+    assert longest_half_life(model.base_decay, model.dt) >= config.train.seq_len
+    shapes = nnx.eval_shape(lambda: LanguageModel(model, seq_len=2048, rngs=nnx.Rngs(params=0)))
+    assert sum(leaf.size for leaf in jax.tree.leaves(nnx.state(shapes, nnx.Param))) == parameters
+    assert f"{parameters:,}" in (CONFIGS / "benchmarks" / "throughput.py").read_text(encoding="utf-8")
+    with pytest.raises(UserError, match="there are base, 125m"):
+        load("benchmarks/throughput", "130m")
 
 
 def test_a_configuration_file_cannot_set_a_field_that_does_not_exist():
