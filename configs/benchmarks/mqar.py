@@ -23,6 +23,7 @@ def get_config(variant: str = "512,64,128") -> ConfigDict:
     config.model.num_heads = 2
     config.model.head_dim = 64
     config.model.ffn_dim = -1
+    config.model.dtype = "bfloat16"
     config.model.resolvent = False
     config.model.base_decay = 1e-9
     config.model.half_life_max = 4.0 * length

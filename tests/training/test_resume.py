@@ -130,6 +130,20 @@ def test_stopped_anywhere_and_resumed_ends_the_same(looks, text, undisturbed, tm
     assert_same_run(tmp_path / "run", undisturbed)
 
 
+def test_arrays_without_elements_are_resumed_too(text, tmp_path, monkeypatch):
+    config = experiment(text)
+    # No tail of the convolution, no feedback to a next layer.
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, conv_width=1, num_layers=1))
+    loop.train(config, tmp_path / "undisturbed")
+    with monkeypatch.context() as patch:
+        stop_at = StopAt(6)
+        patch.setattr(StopRequest, "check", lambda self: stop_at.check(self))
+        with pytest.raises(Interrupted):
+            loop.train(config, tmp_path / "run")
+    loop.train(config, tmp_path / "run")
+    assert_same_run(tmp_path / "run", tmp_path / "undisturbed")
+
+
 def test_an_exception_saves_the_state_and_goes_on(text, undisturbed, tmp_path, monkeypatch, capsys):
     config = experiment(text)
     original = validation.validate
