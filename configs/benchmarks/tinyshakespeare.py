@@ -3,8 +3,8 @@
     python train.py --config=configs/benchmarks/tinyshakespeare.py --workdir=runs/shakespeare \
         --config.data.path=tinyshakespeare/input.txt
 
-20 ms a step on an H200. Not trained to its end yet: at weight decay 0.1 the validation loss passed its lowest, 1.509
-nats per character, at step 1,500; this recipe takes the weight decay that helped on WikiText-2.
+22 ms a step on an H200. Over-fits: the validation loss passes its lowest, 1.497 nats per character, at step 1,500 of
+5,000 and is 1.64 at step 4,000 (one seed; at weight decay 0.1 the lowest was 1.509).
 """
 
 from ml_collections import ConfigDict

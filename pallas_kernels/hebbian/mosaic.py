@@ -118,14 +118,15 @@ def backward(pulled: Pulled, gates: Gates, plan: Plan) -> Cotangents:
 def forward_plan(batch: int, chunks: int, heads: int, width: int, itemsize: int) -> Plan:
     """As measured on an H200: a third load in flight pays where the tiles are wide."""
     del itemsize
-    return Plan(CHUNK, 2 if width <= 64 else 3, segment_chunks(chunks, batch * heads * width // CHUNK, enough=64))
+    return Plan(CHUNK, 2 if width <= 64 else 3, segment_chunks(chunks, batch * heads * width // CHUNK))
 
 
 def backward_plan(batch: int, chunks: int, heads: int, width: int, itemsize: int) -> Plan:
     del itemsize
     # 16 chunks pay for the first loads of a program; fewer where that would not fill the device.
     split = next((n for n in (16, 8) if batch * heads * chunks >= n * 2 * _MULTIPROCESSORS), ANCHOR)
-    return Plan(width, 2, segment_chunks(chunks, batch * heads, enough=100), split)
+    # The walk of the cotangent has a multiprocessor to itself.
+    return Plan(width, 2, segment_chunks(chunks, batch * heads, enough=100, wanted=_MULTIPROCESSORS), split)
 
 
 FUSED = Fused(forward, backward, forward_plan, backward_plan, widths=(64, 128))

@@ -129,12 +129,13 @@ def cotangent_types(pulled: Pulled, gates: Gates, parts: int) -> Cotangents:
     return Cotangents._make(cast(tuple[jax.Array, ...], (*alike, single(pulled.end.shape), *vectors)))
 
 
-def segment_chunks(chunks: int, programs: int, enough: int) -> int:
+def segment_chunks(chunks: int, programs: int, enough: int = 64, wanted: int = 256) -> int:
     """Chunks per segment, where the sequence as a whole would run in so many programs.
 
-    A cut costs a sweep: enough programs are left alone, fewer cut into what fills the 132 multiprocessors of a device.
+    A cut costs a sweep: enough programs are left alone, fewer are cut for about as many as wanted. The defaults are
+    what was measured on a device of 132 multiprocessors, each of which holds two programs.
     """
-    segments = 1 if programs >= enough else min(132 // programs, -(-chunks // ANCHOR))
+    segments = 1 if programs >= enough else min(wanted // programs, -(-chunks // ANCHOR))
     length = -(-chunks // segments)
     return min(chunks, -(-length // ANCHOR) * ANCHOR)
 

@@ -346,7 +346,7 @@ def _block(width: int, itemsize: int) -> int:
 def forward_plan(batch: int, chunks: int, heads: int, width: int, itemsize: int) -> Plan:
     block = _block(width, itemsize)
     stages = 1 if itemsize == 4 else 2 if width <= 64 else 3
-    return Plan(block, stages, segment_chunks(chunks, batch * heads * width // block, enough=64))
+    return Plan(block, stages, segment_chunks(chunks, batch * heads * width // block))
 
 
 def backward_plan(batch: int, chunks: int, heads: int, width: int, itemsize: int) -> Plan:
@@ -354,7 +354,7 @@ def backward_plan(batch: int, chunks: int, heads: int, width: int, itemsize: int
     stages = 1 if itemsize == 4 else 2
     # 16 chunks pay for the first loads of a program; fewer where that would not fill the device twice over.
     split = batch * heads * (width // block) * chunks // 512 // ANCHOR * ANCHOR
-    return Plan(block, stages, segment_chunks(chunks, batch * heads, enough=64), min(max(split, ANCHOR), 16))
+    return Plan(block, stages, segment_chunks(chunks, batch * heads), min(max(split, ANCHOR), 16))
 
 
 FUSED = Fused(forward, backward, forward_plan, backward_plan, widths=(32, 64, 128))

@@ -90,6 +90,7 @@ class CheckpointDirectory:
                 ),
             )
         key = jax.random.wrap_key_data(items["rng"]["key"])
+
         # Orbax hands arrays whose memory it may share with its own buffers; a step donates them, so the run gets its
         # own.
         def own(tree, like):
