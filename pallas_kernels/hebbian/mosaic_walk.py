@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import functools
 from typing import Any, NamedTuple
@@ -44,7 +45,7 @@ def tile_types(pulled: Pulled, plan: Plan) -> Tiles:
 
 
 @dataclasses.dataclass
-class Walk:
+class Walk(abc.ABC):
     """A walk of some warpgroups over some chunks of one head of one batch row.
 
     pulled, gates, results: references to the arrays of the whole launch; scratch: the program's own shared memory,
@@ -70,13 +71,13 @@ class Walk:
         self.tile = (CHUNK, self.panels * CHUNK)
         self.first, self.steps = self.extent()
 
+    @abc.abstractmethod
     def extent(self) -> tuple[jax.Array, jax.Array]:
         """First chunk and number of chunks."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def chunk_at(self, step) -> jax.Array:
         """Chunk of a step."""
-        raise NotImplementedError
 
     def slot_of(self, step) -> jax.Array:
         """Where the tiles of a step are."""

@@ -88,7 +88,7 @@ def _in_order(operands: Operands, gates: Gates, plan: Plan, x: jax.Array | None 
             from_state = _product(a, state, dtype) * decays.from_entry[..., None]
             scores = _product(a, _swap(b), dtype) * decays.between * eta[..., None, :]
             out = (from_state + _product(scores, c, dtype)).astype(dtype)
-            read = jnp.sum(x * from_state, -1) if x.shape == from_state.shape else None
+            read = jnp.sum(x * from_state, -1)
         written = _product(_swap(b), c * (decays.to_exit * eta)[..., None], dtype)
         return state * decays.whole[..., None, None] + written, (out, read, state)
 
@@ -149,10 +149,12 @@ def backward(pulled: Pulled, gates: Gates, plan: Plan) -> Cotangents:
 
 
 def fused(segment: int) -> Fused:
-    """The fused form through this backend in segments of so many chunks (a multiple of ANCHOR)."""
+    """The fused form through this backend in segments of so many chunks (a multiple of ANCHOR), dq in walks from every
+    second of the kept states, widths in steps of 8.
+    """
 
     def plan(batch: int, chunks: int, heads: int, width: int, itemsize: int) -> Plan:
         del batch, heads, itemsize
-        return Plan(width, 1, min(segment, chunks))
+        return Plan(width, 1, min(segment, chunks), split=2 * ANCHOR)
 
-    return Fused(forward, backward, plan, plan)
+    return Fused(forward, backward, plan, plan, widths=(8, 16))

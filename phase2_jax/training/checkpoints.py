@@ -53,8 +53,8 @@ class CheckpointDirectory:
             self._manager.delete(step)
         save = ocp.args.StandardSave
         items = ocp.args.Composite(
-            model=save(_storable(state.params)),
-            optimizer=save(_storable(state.opt_state)),
+            model=save(state.params),
+            optimizer=save(state.opt_state),
             memory=save(_storable(state.memory)),
             rng=save({"key": jax.random.key_data(state.rng)}),
             progress=ocp.args.JsonSave(progress),
@@ -90,16 +90,13 @@ class CheckpointDirectory:
                 ),
             )
         key = jax.random.wrap_key_data(items["rng"]["key"])
-
         # Orbax hands arrays whose memory it may share with its own buffers; a step donates them, so the run gets its
         # own.
-        def own(tree, like):
-            return jax.tree.map(lambda x, y: jnp.array(x, copy=True, device=x.sharding) if y.size else y, tree, like)
-
+        own = lambda tree: jax.tree.map(lambda x: jnp.array(x, copy=True, device=x.sharding), tree)  # noqa: E731
         return TrainState(
-            params=own(items["model"], like.params),
-            opt_state=own(items["optimizer"], like.opt_state),
-            memory=own(items["memory"], like.memory),
+            params=own(items["model"]),
+            opt_state=own(items["optimizer"]),
+            memory=jax.tree.map(lambda x, was: x if was.size else was, own(items["memory"]), like.memory),
             rng=key,
             step=jnp.full_like(like.step, step),
             failed_step=jnp.zeros_like(like.failed_step),
@@ -113,7 +110,7 @@ class CheckpointDirectory:
           UserError: the checkpoint is damaged or does not have these shapes.
         """
         device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(_stored_shape(x), x.dtype, sharding=device), like)
+        abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), like)
         with self._damage_reported(step):
             return self._manager.restore(step, args=ocp.args.Composite(model=ocp.args.StandardRestore(abstract)))[
                 "model"
@@ -137,11 +134,12 @@ def _abstract(x: jax.Array) -> jax.ShapeDtypeStruct:
 
 def _stored_shape(x: Any) -> tuple[int, ...]:
     """Shape in a checkpoint: orbax refuses arrays without elements, such as the tail of a convolution of one tap."""
-    return x.shape if x.size else (1,) * len(x.shape)
+    return tuple(max(1, size) for size in x.shape)
 
 
 def _storable(tree: Any) -> Any:
-    return jax.tree.map(lambda x: x if x.size else jnp.zeros(_stored_shape(x), x.dtype), tree)
+    """Something in the place of arrays without elements, laid out over the devices as they are."""
+    return jax.tree.map(lambda x: x if x.size else jnp.zeros(_stored_shape(x), x.dtype, device=x.sharding), tree)
 
 
 class _DamageReported:

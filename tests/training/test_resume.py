@@ -132,8 +132,8 @@ def test_stopped_anywhere_and_resumed_ends_the_same(looks, text, undisturbed, tm
 
 def test_arrays_without_elements_are_resumed_too(text, tmp_path, monkeypatch):
     config = experiment(text)
-    # No tail of the convolution, no feedback to a next layer.
-    config = dataclasses.replace(config, model=dataclasses.replace(config.model, conv_width=1, num_layers=1))
+    # No tail of the convolution.
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, conv_width=1))
     loop.train(config, tmp_path / "undisturbed")
     with monkeypatch.context() as patch:
         stop_at = StopAt(6)
