@@ -3,10 +3,11 @@
     python benchmarks/baselines/train.py --baseline=transformer --config=configs/benchmarks/tinyshakespeare_small.py \\
         --workdir=runs/transformer --config.model.resolvent=False --config.model.ffn_dim=452
 
---baseline: transformer (rotary positions, attention within a window of train.seq_len) or gla (gated linear attention,
-carried state, K of --config.model.head_dim and V of --config.model.value_dim). model.ffn_dim is there to make the
-numbers of parameters equal, as the table at the start shows. The same model with its memory off, or with a fixed Γ,
-needs no other program: `python train.py` with `--config.model.memory=False` or `--config.model.adaptive_decay=False`.
+--baseline: transformer (rotary positions, attention within a window of train.seq_len, also across the documents in it)
+or gla (gated linear attention, carried state, K of --config.model.head_dim and V of --config.model.value_dim).
+model.ffn_dim is there to make the numbers of parameters equal, as the table at the start shows. The same model with its
+memory off, or with a fixed Γ, needs no other program: `python train.py` with `--config.model.memory=False` or
+`--config.model.adaptive_decay=False`.
 """
 
 import sys
