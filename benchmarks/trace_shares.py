@@ -27,7 +27,7 @@ _TOP = flags.DEFINE_integer("top", 15, "Largest kernels to list.")
 
 # The first that fits counts, so the order matters: kernels of split products have "reduce" in their names, too.
 SCANS = (
-    ("Hebbian scan: its kernels", r"mosaic|_(sweep|queries|cotangents)_kernel"),
+    ("Hebbian scan: its kernels", r"mosaic|(sweep|queries|cotangents|prepare|collect)_kernel"),
     ("resolvent scan: its kernels", r"^(maps|entries|fractions|carries|incoming|adjoint)_kernel"),
 )
 SCOPES = (("Hebbian scan: the rest", "hebbian_scan"), ("resolvent scan: the rest", "resolvent_scan"))

@@ -59,11 +59,22 @@ def compute_capability(device: Any) -> float:
     return float(found) if re.fullmatch(r"\d+\.\d+", found) else 0.0
 
 
+def shared_memory(device: Any) -> int:
+    """KiB that a program may take on an NVIDIA GPU from sm_80 (CUDA programming guide, technical specifications)."""
+    capability = compute_capability(device)
+    return {8.0: 163, 8.7: 163, 9.0: 227, 10.0: 227, 10.3: 227}.get(capability, 99)
+
+
+def has_triton() -> bool:
+    """Whether jax-triton is installed."""
+    return importlib.util.find_spec("jax_triton") is not None
+
+
 def why_not_triton(problem: Problem) -> str | None:
     """What stands against any Triton kernel."""
     if compute_capability(problem.device) < 8:
         return f"it needs an NVIDIA GPU from sm_80, this is {problem.device}"
-    if importlib.util.find_spec("jax_triton") is None:
+    if not has_triton():
         return "jax-triton is not installed; the extras cuda12 and cuda13 bring it"
     return None
 

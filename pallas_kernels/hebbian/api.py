@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 
@@ -30,7 +32,18 @@ def _mosaic_scan(*arguments):
     # Imported on use: it needs jax's GPU plugin.
     from pallas_kernels.hebbian import mosaic
 
-    return sweep.scan(*arguments, fused=mosaic.FUSED)
+    fused = mosaic.FUSED
+    if registry.has_triton():
+        # What comes before and after the kernels in one launch each, where XLA takes several.
+        from pallas_kernels.hebbian import triton
+
+        around = {name: getattr(triton.FUSED, name) for name in ("prepare", "collect", "join")}
+        fused = dataclasses.replace(fused, **around)
+    return sweep.scan(*arguments, fused=fused)
+
+
+# Of the forward at width 128, the largest; up to 64 every GPU holds all.
+_WIDE_TRITON = 133
 
 
 def _why_not_triton(problem: registry.Problem) -> str | None:
@@ -38,9 +51,12 @@ def _why_not_triton(problem: registry.Problem) -> str | None:
     dtypes = {str(jnp.dtype(problem.dtypes[name])) for name in ("q", "k", "v")}
     if dtypes not in ({"bfloat16"}, {"float32"}):
         return f"it takes q, k and v all bfloat16 or all float32, got {', '.join(sorted(dtypes))}"
-    widest = 64 if dtypes == {"float32"} else 128
+    widest = 64 if dtypes == {"float32"} else 256
     if width > widest:
         return f"it takes K and V up to {widest} in {dtypes.pop()}, got {width}"
+    held = registry.shared_memory(problem.device)
+    if width > 64 and held < _WIDE_TRITON:
+        return f"for K or V above 64 it needs {_WIDE_TRITON} KiB of shared memory, {problem.device} has {held}"
     return registry.why_not_triton(problem)
 
 

@@ -20,9 +20,9 @@ CHUNK = 64
 ANCHOR = 4
 
 # exp2 of this is zero in float32, with or without subnormals.
-_FLOOR = -160.0
+FLOOR = -160.0
 # 64 steps of 160 are 10,240 < 2**14: every partial sum is a whole number of quanta that 24 bits hold.
-_QUANTUM = 2.0**-10
+QUANTUM = 2.0**-10
 
 
 class Gates(NamedTuple):
@@ -51,11 +51,11 @@ def _to_chunks(x_BxNxH: jax.Array) -> jax.Array:
 
 def prepare(log_decay_BxNxH: jax.Array, eta_BxNxH: jax.Array, reset_BxN: jax.Array | None) -> Gates:
     """Gates of all chunks, float32; tokens added at the end neither decay nor write."""
-    log2_decay = jnp.maximum(log_decay_BxNxH * math.log2(math.e), _FLOOR)
+    log2_decay = jnp.maximum(log_decay_BxNxH * math.log2(math.e), FLOOR)
     if reset_BxN is not None:
-        log2_decay = jnp.where(reset_BxN[..., None], _FLOOR, log2_decay)
+        log2_decay = jnp.where(reset_BxN[..., None], FLOOR, log2_decay)
     steps = _to_chunks(log2_decay)
-    high = jnp.ceil(steps / _QUANTUM) * _QUANTUM
+    high = jnp.ceil(steps / QUANTUM) * QUANTUM
     # A product with ones in full float32: exact for the high parts, and one launch, not several.
     ones = jnp.triu(jnp.ones((CHUNK, CHUNK), jnp.float32))
     sums = jnp.matmul(jnp.stack([high, steps - high], axis=-2), ones, precision=jax.lax.Precision.HIGHEST)
@@ -67,18 +67,32 @@ def log_wholes(gates: Gates) -> jax.Array:
     return jnp.sum(gates.sums[..., -1], axis=-1) * math.log(2)
 
 
-def decay_cotangent(
-    inside: jax.Array, read: jax.Array, stored: jax.Array, anchors: jax.Array, gates: Gates, num_tokens: int, dtype
-) -> jax.Array:
-    """Cotangent (B, N, H) of the log decays, from what the backward's sweeps left.
+class Paths(NamedTuple):
+    """What the backward's sweeps leave of the paths from a write to a readout, float32.
 
-    The cotangent at t is the sum over all paths from a write before t to a readout at t or after. inside (B, H, M, C):
-    those that stay in t's chunk. read, stored (B, H, M, C), per token: those from the entering state to its readout,
-    and from its write to the leaving state. anchors (B, H, A): all paths that pass the entry of every ANCHOR-th
-    chunk. The sums over whole chunks between two anchors follow from what is read and written in them; over longer
-    stretches such differences would cancel, and they say nothing where less of a state survives a chunk than dtype,
-    that of the products in the sweeps, can resolve.
+    inside (P, B, H, M, C): for every token those from before it, in its chunk, to it or later in its chunk. read
+    (P, B, H, M, C), stored (Q, B, H, M, C): those from the entering state to a token's readout, and from its write to
+    the leaving state. deta (Q, B, H, M, C): all from its write, without eta. anchors (R, B, H, A, K): those that pass
+    the entry of every ANCHOR-th chunk, in K parts. The first axis of each is to be summed over.
     """
+
+    inside: jax.Array
+    read: jax.Array
+    stored: jax.Array
+    deta: jax.Array
+    anchors: jax.Array
+
+
+def collect(paths: Paths, gates: Gates, num_tokens: int, dtype) -> tuple[jax.Array, jax.Array]:
+    """Cotangents (B, N, H) of the log decays and of eta, from what the backward's sweeps left.
+
+    That of the decay at t is the sum over all paths from a write before t to a readout at t or after. The sums over
+    whole chunks between two anchors follow from what is read and written in them; over longer stretches such
+    differences would cancel, and they say nothing where less of a state survives a chunk than dtype, that of the
+    products in the sweeps, can resolve.
+    """
+    inside, read, stored, deta = (jnp.sum(x, axis=0) for x in paths[:4])
+    anchors = jnp.sum(paths.anchors, axis=(0, -1))
     ones = jnp.ones((CHUNK, CHUNK), jnp.float32)
     precise = jax.lax.Precision.HIGHEST
     total = inside + jnp.matmul(read, jnp.tril(ones), precision=precise)
@@ -95,4 +109,5 @@ def decay_cotangent(
         through.append(jnp.where(survives[..., position], entering - reads[..., position], 0))
         entering = through[-1] + writes[..., position]
     total = total + jnp.stack(through, axis=-1).reshape(batch, heads, -1)[..., :chunks, None]
-    return jnp.moveaxis(total.reshape(batch, heads, -1), 2, 1)[:, :num_tokens]
+    dlog_decay, deta = (jnp.moveaxis(x.reshape(batch, heads, -1), 2, 1) for x in (total, deta))
+    return dlog_decay[:, :num_tokens], deta[:, :num_tokens]

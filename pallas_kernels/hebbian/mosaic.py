@@ -18,7 +18,7 @@ import jax
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels.hebbian import mosaic_cotangents, mosaic_queries, mosaic_sweep
-from pallas_kernels.hebbian.gates import ANCHOR, CHUNK, Gates
+from pallas_kernels.hebbian.gates import ANCHOR, CHUNK, Gates, Paths
 from pallas_kernels.hebbian.mosaic_cotangents import CarryBack
 from pallas_kernels.hebbian.mosaic_queries import ReadAgain
 from pallas_kernels.hebbian.sweep import (
@@ -40,7 +40,7 @@ _AXIS = 65_535
 _MULTIPROCESSORS = 132
 
 
-def _launch(body: Callable[..., None], inputs: Any, types: Any, scratch: Any, axes: dict[str, int], **threads: Any):
+def _launch(body: Callable[..., None], inputs: Any, types: Any, scratch: Any, axes: dict[str, int], **options: Any):
     """body(inputs, results, scratch), all of references; results like types. The last axis runs fastest."""
     arrays, inputs_tree = jax.tree.flatten(inputs)
     flat_types, types_tree = jax.tree.flatten(types)
@@ -68,7 +68,7 @@ def _launch(body: Callable[..., None], inputs: Any, types: Any, scratch: Any, ax
             # A barrier around every access cost 3 % more than the few that are needed (commit_smem is one).
             unsafe_no_auto_barriers=True,
         ),
-        **threads,
+        **options,
     )(*arrays)
     return types_tree.unflatten(found)
 
@@ -90,14 +90,15 @@ def forward(kind: Kind, operands: Operands, gates: Gates, plan: Plan) -> Swept:
 
     scratch = mosaic_sweep.scratch_types(kind, operands, plan)
     types = swept_types(kind, operands, gates)
-    return _launch(body, (operands, gates), types, scratch, {name: axes[name] for name in order})
+    name = "hebbian_forward" if kind.output else "hebbian_carry"
+    return _launch(body, (operands, gates), types, scratch, {axis: axes[axis] for axis in order}, kernel_name=name)
 
 
 def backward(pulled: Pulled, gates: Gates, plan: Plan) -> Cotangents:
     """The backward kernels of `sweep.Fused`: first the walk of the cotangent, which ends where that of dq begins."""
     batch, heads, chunks, _ = gates.eta.shape
     panels, segments = pulled.v.shape[-1] // CHUNK, pulled.end.shape[2]
-    types = cotangent_types(pulled, gates, panels)
+    types = cotangent_types(pulled, gates, panels, 1, panels)
 
     def launch(walk, module, warpgroups: int, axis: str, programs: int, types: Cotangents):
         def body(inputs, results, scratch):
@@ -105,20 +106,25 @@ def backward(pulled: Pulled, gates: Gates, plan: Plan) -> Cotangents:
 
         axes = {axis: programs, "stream": batch * heads}
         scratch = module.scratch_types(pulled, plan)
-        return _launch(body, (pulled, gates), types, scratch, axes, num_threads=warpgroups, thread_name="part")
+        options = {"num_threads": warpgroups, "thread_name": "part", "kernel_name": f"hebbian_{walk.__name__}"}
+        return _launch(body, (pulled, gates), types, scratch, axes, **options)
 
-    nothing = cast(Any, None)
-    carried = types._replace(dq=nothing, read=nothing)
-    read = Cotangents._make([nothing] * len(types))._replace(dq=types.dq, read=types.read)
+    nothing, paths = cast(Any, None), types.paths
+    carried = types._replace(dq=nothing, paths=paths._replace(read=nothing, inside=nothing))
+    read = Cotangents(types.dq, *[nothing] * 3, Paths(paths.inside, paths.read, *[nothing] * 3))
     found = launch(CarryBack, mosaic_cotangents, 2, "segment", segments, carried)
     queries = launch(ReadAgain, mosaic_queries, panels, "split", -(-chunks // plan.split), read)
-    return found._replace(dq=queries.dq, read=queries.read)
+    paths = found.paths._replace(read=queries.paths.read, inside=queries.paths.inside)
+    return found._replace(dq=queries.dq, paths=paths)
 
 
 def forward_plan(batch: int, chunks: int, heads: int, width: int, itemsize: int) -> Plan:
-    """As measured on an H200: a third load in flight pays where the tiles are wide."""
+    """As measured on an H200: more loads in flight pay where a program has a multiprocessor to itself."""
     del itemsize
-    return Plan(CHUNK, 2 if width <= 64 else 3, segment_chunks(chunks, batch * heads * width // CHUNK))
+    programs = batch * heads * width // CHUNK
+    segment = segment_chunks(chunks, programs)
+    alone = programs * -(-chunks // segment) <= _MULTIPROCESSORS
+    return Plan(CHUNK, 4 if alone else 2, segment)
 
 
 def backward_plan(batch: int, chunks: int, heads: int, width: int, itemsize: int) -> Plan:

@@ -26,7 +26,6 @@ from pallas_kernels.hebbian.mosaic_tiles import (
     decays,
     load,
     masked,
-    positions,
     products,
     rows,
 )
@@ -35,23 +34,20 @@ from pallas_kernels.hebbian.sweep import Plan, Pulled
 
 
 class Scratch(NamedTuple):
-    """Shared memory of a program; dk, dv: results on their way; handed: pairs are there for the second warpgroup."""
+    """Shared memory of a program; dk, dv: results on their way."""
 
     tiles: Any
     state: Any
     weighted: Any
-    pairs: Any
     dk: Any
     dv: Any
     met: Any
-    handed: Any
 
 
 def scratch_types(pulled: Pulled, plan: Plan) -> Scratch:
     width = pulled.v.shape[-1]
-    state, tile, pairs = (matrix(pulled, *shape) for shape in ((width, width), (CHUNK, width), SQUARE))
-    met, handed = plgpu.Barrier(num_arrivals=2), plgpu.Barrier(num_arrivals=1)
-    return Scratch(tile_types(pulled, plan), state, tile, pairs, tile, tile, met, handed)
+    state, tile = matrix(pulled, width, width), matrix(pulled, CHUNK, width)
+    return Scratch(tile_types(pulled, plan), state, tile, tile, tile, plgpu.Barrier(num_arrivals=2))
 
 
 class CarryBack(Walk):
@@ -122,7 +118,7 @@ class CarryBack(Walk):
         """The product of this cotangent and the state that it is the cotangent of."""
         entry = load(self.own(self.pulled.entries.at[self.batch, self.head, anchor]), MATRIX, optimized=False)
         place = (self.part, self.batch, self.head, anchor)
-        self.results.anchors.at[place][...] = jnp.sum(entry.astype(jnp.float32) * state, axis=1)
+        self.results.paths.anchors.at[place][...] = jnp.sum(entry.astype(jnp.float32) * state, axis=1)
 
     def _send(self, name: str, x, chunk) -> None:
         place, result = getattr(self.scratch, name), getattr(self.results, name)
@@ -151,20 +147,16 @@ class CarryBack(Walk):
         else:
             along = decayed_scores(along, self.tiles.gates.at[slot], reverse=True)
             from_state = from_state * rows(factors.row, self.tile)
-        along = along.astype(q.dtype)
-        scratch.pairs[...] = along
-        plgpu.commit_smem()
-        plgpu.barrier_arrive(scratch.handed)
         through = self._with_keys(slot, from_state)
         state = self._carried(state, factors, inside, before=True)
         written = (q.T, self.own(scratch.weighted))
-        dk, state = accumulate([(along, q), written], [from_state, state])
+        dk, state = accumulate([(along.astype(q.dtype), q), written], [from_state, state])
         state = self._carried(state, factors, inside, before=False)
         if inside:
             dk, through = dk * rows(factors.row, self.tile), through * factors.row
-        place = (self.batch, self.head, chunk)
-        self.results.stored.at[place][...] = through * factors.eta
-        self.results.deta.at[place][...] = self._with_keys(slot, dk)
+        paths, place = self.results.paths, (0, self.batch, self.head, chunk)
+        paths.stored.at[place][...] = through * factors.eta
+        paths.deta.at[place][...] = self._with_keys(slot, dk)
         return state, dk * rows(factors.eta, self.tile)
 
     def _with_keys(self, slot, x) -> jax.Array:
@@ -176,9 +168,6 @@ class CarryBack(Walk):
         q, k = self.tiles.q.at[slot], self.tiles.k.at[slot]
         x = scratch.weighted if inside else self.tiles.dy.at[slot]
         scores, from_state = products([(k, q.T), (k, scratch.state)], [SQUARE, self.tile])
-        plgpu.barrier_wait(scratch.handed)
-        later = self._later(scores, factors.row * factors.eta if inside else factors.eta)
-        self.results.inside.at[self.batch, self.head, chunk][...] = later
         if inside:
             scores = masked(scores, reverse=True)
         else:
@@ -194,15 +183,3 @@ class CarryBack(Walk):
         if inside:
             dv = dv * rows(factors.row, self.tile)
         return state, dv * rows(factors.eta, self.tile)
-
-    def _later(self, scores, strength) -> jax.Array:
-        """Of the pairs of tokens of this chunk: for every t the sum over j < t <= i."""
-        pairs = self.scratch.pairs
-        along = load(pairs, MATRIX).astype(jnp.float32)
-        # Every warp has read its rows before any of them changes: the rows of a warp are its own.
-        pairs[...] = (scores * along * rows(strength, SQUARE)).astype(pairs.dtype)
-        plgpu.commit_smem()
-        row, column = positions()
-        before = jnp.where(column < row, 1.0, 0.0).astype(pairs.dtype)
-        (later,) = products([(before, pairs)], [SQUARE])
-        return jnp.sum(masked(later, reverse=True), axis=1)

@@ -25,6 +25,7 @@ from pallas_kernels.hebbian.mosaic_tiles import (
     decays,
     load,
     masked,
+    positions,
     products,
     rows,
 )
@@ -38,6 +39,7 @@ class Scratch(NamedTuple):
     tiles: Any
     state: Any
     weighted: Any
+    pairs: Any
     out: Any
     met: Any
 
@@ -45,7 +47,7 @@ class Scratch(NamedTuple):
 def scratch_types(pulled: Pulled, plan: Plan) -> Scratch:
     width = pulled.v.shape[-1]
     state, tile = matrix(pulled, width, width), matrix(pulled, CHUNK, width)
-    return Scratch(tile_types(pulled, plan), state, tile, tile, plgpu.Barrier(num_arrivals=width // CHUNK))
+    return Scratch(tile_types(pulled, plan), state, tile, tile, tile, plgpu.Barrier(num_arrivals=width // CHUNK))
 
 
 class ReadAgain(Walk):
@@ -100,20 +102,33 @@ class ReadAgain(Walk):
     def _products(self, state, factors: Decays, slot, chunk, inside: bool):
         """dq_i = sum_j D_ij eta_j (dy_i . v_j) k_j + e_i W dy_i, and the state after the chunk."""
         scratch = self.scratch
-        v, dy = self.tiles.v.at[slot], self.tiles.dy.at[slot]
+        v, dy, queries = self.tiles.v.at[slot], self.tiles.dy.at[slot], self.own(self.tiles.q.at[slot])
         weighted = self.own(scratch.weighted)
         keys = weighted if inside else self.own(self.tiles.k.at[slot])
-        scores, from_state = products([(dy, v.T), (dy, self._rows(scratch.state).T)], [SQUARE, SQUARE])
+        operands = [(dy, v.T), (dy, self._rows(scratch.state).T), (queries, keys.T)]
+        scores, from_state, alike = products(operands, [SQUARE] * 3)
         row = rows(factors.row, SQUARE)
         if inside:
-            scores = masked(scores, reverse=False)
+            scores, alike = masked(scores, reverse=False), alike * row
         else:
             scores = decayed_scores(scores, self.tiles.gates.at[slot], reverse=False)
             from_state, state = from_state * row, state * factors.whole
-        queries = load(self.own(self.tiles.q.at[slot]), MATRIX).astype(jnp.float32)
-        read = jnp.sum(queries * from_state, axis=1)
-        out, state = accumulate([(scores.astype(v.dtype), keys), (weighted.T, v)], [from_state, state])
+        pairs = self.own(scratch.pairs)
+        pairs[...] = (scores * alike).astype(pairs.dtype)
+        read = jnp.sum(load(queries, MATRIX).astype(jnp.float32) * from_state, axis=1)
+        plgpu.commit_smem()
+        terms = [(scores.astype(v.dtype), keys), (weighted.T, v), (self._at_or_after(v.dtype), pairs)]
+        out, state, later = accumulate(terms, [from_state, state, plgpu.layout_cast(jnp.zeros_like(scores), MATRIX)])
         if inside:
             out, state, read = out * row, state * factors.whole, read * factors.row
-        self.results.read.at[self.part, self.batch, self.head, chunk][...] = read
+        paths, place = self.results.paths, (self.part, self.batch, self.head, chunk)
+        paths.read.at[place][...] = read
+        # Of the paths inside the chunk to a token or later, those written before it.
+        token, written = positions()
+        paths.inside.at[place][...] = jnp.sum(jnp.where(written < token, later, 0.0), axis=1)
         return state, out
+
+    def _at_or_after(self, dtype):
+        """Sums over a token's row and all below."""
+        row, column = positions()
+        return jnp.where(column >= row, 1.0, 0.0).astype(dtype)

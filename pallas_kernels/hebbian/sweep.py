@@ -8,7 +8,7 @@ in order of time. The backward carries the cotangent G of the state against time
     dk_j = eta_j (sum_i D_ij (v_j . dy_i) q_i + f_j G v_j),        G <- D_whole G + sum_i e_i q_i dy_i^T
 and then in order of time, in many short walks from states that the forward left,
     dq_i = sum_j D_ij eta_j (dy_i . v_j) k_j + e_i W dy_i.
-On their way they collect what the decays' cotangent is made of (`gates.decay_cotangent`).
+On their way they collect what the decays' cotangent is made of (`gates.Paths`).
 
 Where there are too few streams (batch x heads x blocks of values) to fill the device, the sequence is cut into
 segments: a first sweep that only carries the state finds what each segment adds to it, the states between them follow
@@ -20,7 +20,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +29,7 @@ from pallas_kernels.batching import over_rows
 from pallas_kernels.chunking import pad_tokens
 from pallas_kernels.hebbian import gates as gating
 from pallas_kernels.hebbian.decays import chunk_decays
-from pallas_kernels.hebbian.gates import ANCHOR, CHUNK, Gates
+from pallas_kernels.hebbian.gates import ANCHOR, CHUNK, Gates, Paths
 from pallas_kernels.hebbian.inputs import Inputs
 
 
@@ -92,19 +92,14 @@ class Pulled(NamedTuple):
 
 class Cotangents(NamedTuple):
     """What it leaves: dq, dk, dv as q, k, v; start (B, H, S, K, V) float32, the state's cotangent before every segment;
-    float32 for every token (B, H, M, C) inside, stored and deta, and read (P, B, H, M, C); anchors (P, B, H, A, K), a
-    row each of the product of state and cotangent there. What has an axis P is to be summed over it.
+    and the parts of the gates' cotangents.
     """
 
     dq: jax.Array
     dk: jax.Array
     dv: jax.Array
     start: jax.Array
-    read: jax.Array
-    inside: jax.Array
-    stored: jax.Array
-    deta: jax.Array
-    anchors: jax.Array
+    paths: Paths
 
 
 def swept_types(kind: Kind, operands: Operands, gates: Gates) -> Swept:
@@ -120,13 +115,16 @@ def swept_types(kind: Kind, operands: Operands, gates: Gates) -> Swept:
     return cast(Swept, Swept._make(cast(tuple[jax.Array, ...], found)))
 
 
-def cotangent_types(pulled: Pulled, gates: Gates, parts: int) -> Cotangents:
-    """Shapes and dtypes of what a backward kernel leaves whose programs sum over so many parts."""
+def cotangent_types(pulled: Pulled, gates: Gates, dq: int, stored: int, anchors: int) -> Cotangents:
+    """Shapes and dtypes of what a backward kernel leaves, paths in so many parts: those that come with dq, those of
+    what is stored, and those at anchors.
+    """
     single = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
+    tokens = gates.eta.shape
+    shapes = *[(dq, *tokens)] * 2, *[(stored, *tokens)] * 2, (anchors, *pulled.entries.shape[:-1])
     alike = (jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (pulled.q, pulled.k, pulled.v))
-    tokens, anchors = gates.eta.shape, pulled.entries.shape[:-1]
-    vectors = single((parts, *tokens)), *(single(tokens) for _ in range(3)), single((parts, *anchors))
-    return Cotangents._make(cast(tuple[jax.Array, ...], (*alike, single(pulled.end.shape), *vectors)))
+    found = *alike, single(pulled.end.shape), Paths._make(cast(tuple[jax.Array, ...], map(single, shapes)))
+    return Cotangents._make(cast(tuple[Any, ...], found))
 
 
 def segment_chunks(chunks: int, programs: int, enough: int = 64, wanted: int = 256) -> int:
@@ -140,32 +138,14 @@ def segment_chunks(chunks: int, programs: int, enough: int = 64, wanted: int = 2
     return min(chunks, -(-length // ANCHOR) * ANCHOR)
 
 
-@dataclasses.dataclass(frozen=True)
-class Fused:
-    """One implementation of the fused form, and its plans by (B, M, H, width, bytes of an element).
-
-    widths: of K and V alike, to the next of which narrower ones are padded; empty if any will do.
+def join_segments(local: jax.Array, carried: jax.Array, gates: Gates, segment: int, reverse: bool) -> jax.Array:
+    """The state that enters every segment of so many chunks, from what each adds to an empty one; local and the result
+    are (B, H, S, K, V). carried (B, H, K, V) enters the first (reverse: the last).
     """
-
-    forward: Callable[[Kind, Operands, Gates, Plan], Swept]
-    backward: Callable[[Pulled, Gates, Plan], Cotangents]
-    forward_plan: Callable[[int, int, int, int, int], Plan]
-    backward_plan: Callable[[int, int, int, int, int], Plan]
-    widths: tuple[int, ...] = ()
-
-
-def _segment_starts(fused: Fused, operands: Operands, carried: jax.Array, gates: Gates, plan: Plan, reverse: bool):
-    """The state (B, H, S, K, V) that enters every segment; carried enters the first (reverse: the last)."""
-    chunks = gates.eta.shape[2]
-    segments = -(-chunks // plan.segment)
-    if segments == 1:
-        return carried[:, :, None]
-    nothing = jnp.zeros((*carried.shape[:2], segments, *carried.shape[2:]), jnp.float32)
-    kind = Kind(reverse=reverse, output=False)
-    local = fused.forward(kind, operands._replace(start=nothing), gates, plan).end
+    chunks, segments = gates.eta.shape[2], local.shape[2]
     log_whole = gating.log_wholes(gates)
-    log_whole = jnp.pad(log_whole, ((0, 0), (0, 0), (0, segments * plan.segment - chunks)))
-    log_segment = jnp.sum(log_whole.reshape(*log_whole.shape[:2], segments, plan.segment), axis=-1)
+    log_whole = jnp.pad(log_whole, ((0, 0), (0, 0), (0, segments * segment - chunks)))
+    log_segment = jnp.sum(log_whole.reshape(*log_whole.shape[:2], segments, segment), axis=-1)
     if reverse:
         local, log_segment = jnp.flip(local, 2), jnp.flip(log_segment, 2)
     decays = chunk_decays(log_segment[:, :, None], None)
@@ -173,6 +153,35 @@ def _segment_starts(fused: Fused, operands: Operands, carried: jax.Array, gates:
     after = after + decays.from_entry[:, :, 0, :, None, None] * carried[:, :, None]
     starts = jnp.concatenate([carried[:, :, None], after[:, :, :-1]], axis=2)
     return jnp.flip(starts, 2) if reverse else starts
+
+
+@dataclasses.dataclass(frozen=True)
+class Fused:
+    """One implementation of the fused form, and its plans by (B, M, H, width, bytes of an element).
+
+    widths: of K and V alike, to the next of which narrower ones are padded; empty if any will do. prepare, collect: as
+    those of `gates`; join: as join_segments.
+    """
+
+    forward: Callable[[Kind, Operands, Gates, Plan], Swept]
+    backward: Callable[[Pulled, Gates, Plan], Cotangents]
+    forward_plan: Callable[[int, int, int, int, int], Plan]
+    backward_plan: Callable[[int, int, int, int, int], Plan]
+    widths: tuple[int, ...] = ()
+    prepare: Callable[[jax.Array, jax.Array, jax.Array | None], Gates] = gating.prepare
+    collect: Callable[[Paths, Gates, int, Any], tuple[jax.Array, jax.Array]] = gating.collect
+    join: Callable[[jax.Array, jax.Array, Gates, int, bool], jax.Array] = join_segments
+
+
+def _segment_starts(fused: Fused, operands: Operands, carried: jax.Array, gates: Gates, plan: Plan, reverse: bool):
+    """The state (B, H, S, K, V) that enters every segment; carried enters the first (reverse: the last)."""
+    segments = -(-gates.eta.shape[2] // plan.segment)
+    if segments == 1:
+        return carried[:, :, None]
+    nothing = jnp.zeros((*carried.shape[:2], segments, *carried.shape[2:]), jnp.float32)
+    kind = Kind(reverse=reverse, output=False)
+    local = fused.forward(kind, operands._replace(start=nothing), gates, plan).end
+    return fused.join(local, carried, gates, plan.segment, reverse)
 
 
 def _sizes(inputs: Inputs, gates: Gates) -> tuple[int, int, int, int, int]:
@@ -183,7 +192,7 @@ def _sizes(inputs: Inputs, gates: Gates) -> tuple[int, int, int, int, int]:
 def _forward(inputs: Inputs, initial, fused: Fused, keep: bool):
     """y, the final state and, with keep, the states before every ANCHOR-th chunk."""
     num_tokens = inputs.q.shape[1]
-    gates = gating.prepare(inputs.log_decay, inputs.eta, inputs.reset)
+    gates = fused.prepare(inputs.log_decay, inputs.eta, inputs.reset)
     q, k, v = (pad_tokens(x, CHUNK) for x in inputs[:3])
     plan = fused.forward_plan(*_sizes(inputs, gates))
     operands = Operands(q, k, v, initial)
@@ -196,14 +205,12 @@ def _forward(inputs: Inputs, initial, fused: Fused, keep: bool):
 def _backward(inputs: Inputs, entries, dy, dfinal, fused: Fused):
     """Cotangents of the inputs and of the initial state."""
     num_tokens = inputs.q.shape[1]
-    gates = gating.prepare(inputs.log_decay, inputs.eta, inputs.reset)
+    gates = fused.prepare(inputs.log_decay, inputs.eta, inputs.reset)
     q, k, v, dy = (pad_tokens(x, CHUNK) for x in (inputs.q, inputs.k, inputs.v, dy.astype(inputs.v.dtype)))
     plan = fused.backward_plan(*_sizes(inputs, gates))
     end = _segment_starts(fused, Operands(k, q, dy, dfinal), dfinal, gates, plan, reverse=True)
     found = fused.backward(Pulled(q, k, v, dy, entries, end), gates, plan)
-    read, anchors = jnp.sum(found.read, axis=0), jnp.sum(found.anchors, axis=(0, -1))
-    dlog_decay = gating.decay_cotangent(found.inside, read, found.stored, anchors, gates, num_tokens, inputs.v.dtype)
-    deta = jnp.moveaxis(found.deta.reshape(*found.deta.shape[:2], -1), 2, 1)[:, :num_tokens]
+    dlog_decay, deta = fused.collect(found.paths, gates, num_tokens, inputs.v.dtype)
     dq, dk, dv = (x[:, :num_tokens] for x in (found.dq, found.dk, found.dv))
     return Inputs(dq, dk, dv, dlog_decay, deta, None), found.start[:, :, 0]
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.hebbian.gates import ANCHOR, CHUNK, Gates
+from pallas_kernels.hebbian.gates import ANCHOR, CHUNK, Gates, Paths
 from pallas_kernels.hebbian.sweep import Cotangents, Fused, Kind, Operands, Plan, Pulled, Swept
 
 
@@ -76,21 +76,26 @@ def _gates(gates: Gates, plan: Plan) -> tuple[jax.Array, ...]:
 
 
 def _in_order(operands: Operands, gates: Gates, plan: Plan, x: jax.Array | None = None, output: bool = True):
-    """Along time: final state, then per chunk what is read, its part from the state times x, the state before."""
+    """Along time: final state, then per chunk what is read, the products with x of its part from the state and of that
+    from the chunk (of this, the paths to each token or later from tokens before it), the state before.
+    """
     tiles = [_chunks(t, plan) for t in (operands.a, operands.b, operands.c, operands.a if x is None else x)]
-    dtype = operands.c.dtype
+    dtype, position = operands.c.dtype, jnp.arange(CHUNK)
+    at_or_after = (position >= position[:, None]).astype(dtype)
 
     def body(state, xs):
         (a, b, c, x), (high, low, eta) = xs
         decays = _decays(high, low)
-        out = read = None
+        out = read = inside = None
         if output:
             from_state = _product(a, state, dtype) * decays.from_entry[..., None]
             scores = _product(a, _swap(b), dtype) * decays.between * eta[..., None, :]
             out = (from_state + _product(scores, c, dtype)).astype(dtype)
             read = jnp.sum(x * from_state, -1)
+            later = _product(at_or_after, scores * _product(x, _swap(c), dtype), dtype)
+            inside = jnp.sum(jnp.where(position < position[:, None], later, 0), -1)
         written = _product(_swap(b), c * (decays.to_exit * eta)[..., None], dtype)
-        return state * decays.whole[..., None, None] + written, (out, read, state)
+        return state * decays.whole[..., None, None] + written, (out, read, inside, state)
 
     return jax.lax.scan(body, operands.start, (tiles, _gates(gates, plan)))
 
@@ -98,22 +103,19 @@ def _in_order(operands: Operands, gates: Gates, plan: Plan, x: jax.Array | None 
 def _against_time(pulled: Pulled, gates: Gates, plan: Plan):
     """Cotangent of the state before each segment, then per chunk those of k and v, the collected vectors and itself."""
     tiles = [_chunks(t, plan) for t in (pulled.q, pulled.k, pulled.v, pulled.dy)]
-    dtype, position = pulled.v.dtype, jnp.arange(CHUNK)
-    before = (position < position[:, None]).astype(dtype)
+    dtype = pulled.v.dtype
 
     def body(state, xs):
         (q, k, v, dy), (high, low, eta) = xs
         decays = _decays(high, low)
         # Rows are written tokens, columns the later ones that read them.
         between, strength = _swap(decays.between), eta[..., None]
-        along = _product(v, _swap(dy), dtype)
+        along = _product(v, _swap(dy), dtype) * between
         scores = _product(k, _swap(q), dtype) * between
         of_state = _product(v, _swap(state), dtype) * decays.to_exit[..., None]
-        dk = of_state + _product(along * between, q, dtype)
+        dk = of_state + _product(along, q, dtype)
         dv = _product(k, state, dtype) * decays.to_exit[..., None] + _product(scores, dy, dtype)
-        later = _product(before, scores * along * strength, dtype)
-        inside = jnp.sum(jnp.where(position >= position[:, None], later, 0), -1)
-        vectors = inside, jnp.sum(k * of_state, -1) * eta, jnp.sum(k * dk, -1)
+        vectors = jnp.sum(k * of_state, -1) * eta, jnp.sum(k * dk, -1)
         written = _product(_swap(q), dy * decays.from_entry[..., None], dtype)
         state = state * decays.whole[..., None, None] + written
         return state, ((dk * strength).astype(dtype), (dv * strength).astype(dtype), vectors, state)
@@ -128,7 +130,7 @@ def forward(kind: Kind, operands: Operands, gates: Gates, plan: Plan) -> Swept:
             Pulled(operands.b, operands.b, operands.c, operands.c, operands.start, operands.start), gates, plan
         )[0]
         return Swept(None, end, None)
-    end, (out, _, states) = _in_order(operands, gates, plan, output=kind.output)
+    end, (out, _, _, states) = _in_order(operands, gates, plan, output=kind.output)
     states = _per_chunk(states, chunks)[:, :, ::ANCHOR].astype(operands.c.dtype) if kind.states else None
     return Swept(None if out is None else _tokens(out, num_tokens), end, states)
 
@@ -140,12 +142,13 @@ def backward(pulled: Pulled, gates: Gates, plan: Plan) -> Cotangents:
     walks = dataclasses.replace(plan, segment=plan.split)
     entries = _swap(pulled.entries[:, :, :: plan.split // ANCHOR]).astype(jnp.float32)
     by_values = Operands(pulled.dy, pulled.v, pulled.k, entries)
-    _, (dq, read, _) = _in_order(by_values, gates, walks, x=pulled.q)
+    _, (dq, read, inside, _) = _in_order(by_values, gates, walks, x=pulled.q)
     assert dq is not None
     assert read is not None
-    inside, stored, deta = (_per_chunk(x, chunks) for x in vectors)
+    assert inside is not None
+    paths = Paths._make([*(_per_chunk(x, chunks)[None] for x in (inside, read, *vectors)), anchors[None]])
     dq, dk, dv = (_tokens(x, num_tokens) for x in (dq, dk, dv))
-    return Cotangents(dq, dk, dv, start, _per_chunk(read, chunks)[None], inside, stored, deta, anchors[None])
+    return Cotangents(dq, dk, dv, start, paths)
 
 
 def fused(segment: int) -> Fused:

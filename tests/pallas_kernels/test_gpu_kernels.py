@@ -52,6 +52,7 @@ def in_two_halves(scan):
         ("triton", jnp.bfloat16, (2, 1000, 4), (64, 64), 1.3, True),
         ("triton", jnp.bfloat16, (1, 600, 2), (128, 64), 1e-3, False),
         ("triton", jnp.bfloat16, (66, 330, 2), (16, 16), 0.05, True),
+        ("triton", jnp.bfloat16, (2, 300, 3), (192, 256), 0.05, True),
         ("triton", jnp.float32, (1, 300, 2), (32, 64), 0.05, True),
         ("triton", jnp.float32, (2, 700, 2), (64, 64), 5.0, True),
     ],

@@ -37,7 +37,7 @@ STEPS = [event("train", start, 50.0, {"step_num": step}, pid=HOST) for start, st
 # Microseconds over both steps: 1,000 in all, so that each is a tenth of its share in percent.
 KERNELS = (
     ("kernel_mosaic_gpu_kernel", 10, "jit(train_step)/jvp()/hebbian_scan/pallas_call", "Hebbian scan: its kernels"),
-    ("_cotangents_kernel", 20, "", "Hebbian scan: its kernels"),
+    ("cotangents_kernel", 20, "", "Hebbian scan: its kernels"),
     ("adjoint_kernel", 40, "", "resolvent scan: its kernels"),
     ("gemm_fusion_dot_3", 60, "jit(train_step)/jvp()/hebbian_scan/dot_general", "Hebbian scan: the rest"),
     ("loop_reduce_fusion", 80, "jit(train_step)/resolvent_scan/while/body/reduce", "resolvent scan: the rest"),
