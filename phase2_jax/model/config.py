@@ -25,7 +25,7 @@ class ModelConfig:
     dropout: float = 0.0
     """Of what each branch adds, and of the embedding."""
     token_dropout: float = 0.0
-    """Share of input tokens whose embedding is zero, whole."""
+    """Share of input tokens whose embedding is zero, whole; the first of a row never is."""
     output_dropout: float = 0.0
     """Of what the head reads."""
     tie_embeddings: bool = False

@@ -124,6 +124,15 @@ class LanguageModel(nnx.Module):
             )
         return x_BxNxD
 
+    def _drop(self, x_BxNxD: jax.Array, deterministic: bool, rngs: nnx.Rngs | None) -> jax.Array:
+        """What is left of the embedding in training."""
+        if self.config.token_dropout and not deterministic:
+            # Never the first token of a row: what sees nothing but zeros stays zero in a layer without biases, and
+            # every norm of a zero multiplies its gradient by 300.
+            others = self.token_dropout(x_BxNxD[:, 1:], rngs=rngs)
+            x_BxNxD = jnp.concatenate([x_BxNxD[:, :1], others], axis=1)
+        return self.dropout(x_BxNxD, deterministic=deterministic, rngs=rngs)
+
     def __call__(
         self,
         tokens_BxN: jax.Array,
@@ -162,8 +171,7 @@ class LanguageModel(nnx.Module):
         if reset_BxN is None:
             reset_BxN = jnp.zeros(tokens_BxN.shape, bool)
         _check_aligned(self.config, state.position, aligned)
-        x_BxNxD = self.token_dropout(self.embed(tokens_BxN, state.position[0]), deterministic=deterministic, rngs=rngs)
-        x_BxNxD = self.dropout(x_BxNxD, deterministic=deterministic, rngs=rngs)
+        x_BxNxD = self._drop(self.embed(tokens_BxN, state.position[0]), deterministic, rngs)
         graphdef, params = nnx.split(self.blocks)
 
         def layer(carry, xs):

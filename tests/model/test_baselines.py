@@ -98,6 +98,24 @@ def test_the_chunked_recurrence_is_that_of_single_tokens(blocks, num_tokens):
     np.testing.assert_allclose(last, state, atol=2e-5)
 
 
+def test_dropped_tokens_leave_gradients_small(blocks):
+    """Attention at a row's first token, if that was dropped, would have layers of nothing but zeros."""
+    config = replace(CONFIG, num_layers=4, token_dropout=0.5)
+    layers = lambda config, seq_len, implementation, rngs: blocks.BaselineBlock("transformer", config, rngs)  # noqa: E731
+    graphdef, params = nnx.split(LanguageModel(config, seq_len=12, rngs=nnx.Rngs(params=0), block=layers))
+    tokens = np.random.default_rng(3).integers(0, 11, (16, 12))
+
+    @jax.jit
+    @jax.grad
+    def gradients(params):
+        rngs, state = nnx.Rngs(dropout=1), init_state(config, 16)
+        logits, _, _ = nnx.merge(graphdef, params)(tokens, state, deterministic=False, rngs=rngs)
+        return (logits**2).mean()
+
+    # About 1; 1e10 where zeros pass ten norms.
+    assert max(float(np.abs(x).max()) for x in jax.tree.leaves(gradients(params))) < 1e3
+
+
 def test_a_resolvent_is_refused(blocks):
     with pytest.raises(UserError, match=r"--config\.model\.resolvent=False"):
         blocks.BaselineBlock("gla", replace(CONFIG, resolvent=True), nnx.Rngs(0))
