@@ -1,6 +1,6 @@
 """What share of a training step each part takes: kernel times in the trace of a run on a GPU, by class.
 
-    python train.py --config=configs/benchmarks/throughput.py:base --workdir=runs/x --config.train.profile_steps=100:102
+    python train.py --config=configs/benchmarks/throughput.py:base --workdir=runs/x --config.train.profile_steps=30:32
     python benchmarks/trace_shares.py --workdir=runs/x --top=30
 
 Kernels of the scans are known by their names, what else belongs to a scan by the operation that a kernel computes. XLA
@@ -59,7 +59,7 @@ def find_trace(workdir: Path) -> Path:
     found = list((workdir / "profile").glob("plugins/profile/*/*.trace.json.gz"))
     if not found:
         raise UserError(
-            f"{workdir / 'profile'} holds no trace: train with --config.train.profile_steps=FIRST:LAST, such as 100:102"
+            f"{workdir / 'profile'} holds no trace: train with --config.train.profile_steps=FIRST:LAST, such as 30:32"
         )
     return max(found, key=lambda path: path.stat().st_mtime)
 

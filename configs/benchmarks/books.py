@@ -7,7 +7,9 @@
         --config.data.path=books/train_90M.txt.xz --config.data.valid_path=books/valid.txt
     … --baseline=gla … --config.model.ffn_dim=2064
 
-The variant is the length of a training sequence; a step keeps its 32,768 bytes. 27.8 million parameters each.
+The variant is the length of a training sequence; a step keeps its 32,768 bytes. 27.8 million parameters each. Seven
+minutes on one H200 beside other runs; expect 1.579 bits per byte at 2,048 (one seed). The baselines have no end
+result yet.
 """
 
 from ml_collections import ConfigDict

@@ -4,7 +4,8 @@
     python benchmarks/task_accuracy.py --workdir=runs/mqar_mixture \
         --cells=64:4,64:8,64:16,128:32,256:64,512:128,1024:256
 
-Not trained yet.
+Four minutes on one H200 beside other runs for the first 7,676 of 12,000 steps, where it was stopped: .99996 of the
+answers of the mixture's validation set right at step 7,000 (.9997 at 2,000), one seed. Longer cells were not asked yet.
 """
 
 from ml_collections import ConfigDict

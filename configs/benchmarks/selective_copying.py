@@ -2,8 +2,9 @@
 
     python train.py --config=configs/benchmarks/selective_copying.py --workdir=runs/selective_copying
 
-Not learned yet: .21 of the tokens right after 500 steps, where the only run so far was given up (with convolution taps
-that started as the identity).
+Not learned yet at this length: .21 of the tokens right after 500 steps, where the only run so far was given up. That
+is a plateau, not the end: at 96 tokens it is left after 200 steps at a learning rate of 5e-3 and .79 are right after
+1,400.
 """
 
 from ml_collections import ConfigDict

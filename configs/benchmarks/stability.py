@@ -2,6 +2,8 @@
 
     python train.py --config=configs/benchmarks/stability.py --workdir=runs/stability \
         --config.data.path=books/train_90M.txt.xz --config.data.valid_path=books/valid.txt
+
+Not run yet.
 """
 
 from ml_collections import ConfigDict
