@@ -103,7 +103,7 @@ def test_dropped_tokens_leave_gradients_small(blocks):
     config = replace(CONFIG, num_layers=4, token_dropout=0.5)
     layers = lambda config, seq_len, implementation, rngs: blocks.BaselineBlock("transformer", config, rngs)  # noqa: E731
     graphdef, params = nnx.split(LanguageModel(config, seq_len=12, rngs=nnx.Rngs(params=0), block=layers))
-    tokens = np.random.default_rng(3).integers(0, 11, (16, 12))
+    tokens = jax.random.randint(jax.random.key(3), (16, 12), 0, 11)
 
     @jax.jit
     @jax.grad
