@@ -29,7 +29,7 @@ _RESOLVENT = flags.DEFINE_list("resolvent", ["8x8x16384"], "Sizes B x H x N of t
 _IMPLEMENTATIONS = flags.DEFINE_list("implementations", ["xla", "mosaic", "triton"], "What to time.")
 _BANDWIDTH = flags.DEFINE_float("bandwidth", 4.3e12, "Bytes per second of the device, as a copy measures it.")
 _PEERS = flags.DEFINE_integer(
-    "peers", 300, "Seconds a shape for the kernels of others, their tuning included; 0: none."
+    "peers", 300, "Seconds for compiling the kernels of others, and again for timing them at each shape; 0: none."
 )
 _ITERATIONS = flags.DEFINE_integer("iterations", 20, "Timed calls.")
 
@@ -88,6 +88,8 @@ def _table(title: str, scan: Callable, arguments: tuple[jax.Array, ...], forward
 def main(argv: list[str]) -> None:
     del argv
     # Before this process takes the device's memory.
+    if _PEERS.value:
+        peers.compile_all(_SHAPES.value, _PEERS.value)
     others = {shape: peers.measure(shape, _PEERS.value) if _PEERS.value else [] for shape in _SHAPES.value}
     print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}; ms forward, forward + backward, MiB")
     for shape in _SHAPES.value:

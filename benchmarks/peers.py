@@ -1,10 +1,13 @@
 """Times public PyTorch kernels of the Hebbian scan's recurrence on a GPU, for the table of benchmarks/kernels.py.
 
-    python benchmarks/peers.py 8x16x4096x64
+    python benchmarks/peers.py 8x16x4096x64 [FIRST [BEYOND_LAST]]
 
 One JSON object a line: name, and either why_not or forward and both (forward with backward; ms, median of the replays
 of a CUDA graph) and bytes (the most that forward with backward holds beyond its inputs). They run in a process of their
 own: PyTorch and JAX do not share a device's memory. One that fails ends the process; `measure` goes on with the next.
+
+Their kernels are compiled in many variants, for minutes: `compile_all` does so for all of them at once, side by side,
+and `_shorten_tuning` leaves out variants that lose on Hopper wherever a kernel has more than 24.
 """
 
 # These packages are no dependencies of ours; those that are missing are named.
@@ -12,6 +15,7 @@ own: PyTorch and JAX do not share a device's memory. One that fails ends the pro
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
 import importlib.util
@@ -25,6 +29,7 @@ from collections.abc import Callable
 from typing import Any
 
 _ITERATIONS = 20
+_MOST_VARIANTS = 24
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,6 +96,8 @@ def _mlstm(arrays: Arrays) -> Call:
 
     return Call(function, inputs, heads_first(arrays.dy))
 
+
+_QUIET: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
 
 # Name in the table, the package it needs, how to call it.
 PEERS: tuple[tuple[str, str, Callable[[Arrays], Call]], ...] = (
@@ -160,6 +167,34 @@ def _time(prepare: Callable[[Arrays], Call], arrays: Arrays) -> dict[str, float]
     return {**times, "bytes": torch.cuda.max_memory_allocated() - before}
 
 
+def _shorten_tuning() -> None:
+    """Fewer variants of the kernels that have most, and a shorter look at each, from now on."""
+    autotuner: Any = importlib.import_module("triton.runtime.autotuner").Autotuner
+    bench: Any = importlib.import_module("triton.testing").do_bench
+    initialise = autotuner.__init__
+
+    def fewer(self: Any, function: Any, names: Any, configs: Any, *rest: Any, **options: Any) -> None:
+        if configs and len(configs) > _MOST_VARIANTS:
+            configs = [config for config in configs if config.num_warps in (2, 4)] or configs
+        initialise(self, function, names, configs, *rest, **options)
+
+    autotuner.__init__ = fewer
+    autotuner.do_bench = property(lambda _: lambda call, quantiles: bench(call, warmup=4, rep=16, quantiles=quantiles))
+
+
+def compile_all(shapes: list[str], seconds: float) -> None:
+    """Runs every peer at every shape side by side, for what stays in Triton's cache; in at most so many seconds."""
+    commands = [(sys.executable, __file__, shape, str(n), str(n + 1)) for n in range(len(PEERS)) for shape in shapes]
+    with contextlib.ExitStack() as stack:
+        running = [stack.enter_context(subprocess.Popen(command, **_QUIET)) for command in commands]
+        end = time.monotonic() + seconds
+        for process in running:
+            try:
+                process.wait(max(end - time.monotonic(), 0))
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
 def measure(shape: str, seconds: float) -> list[dict[str, Any]]:
     """Results of all peers at a shape, as the module prints them, in at most so many seconds."""
     found: list[dict[str, Any]] = []
@@ -167,7 +202,8 @@ def measure(shape: str, seconds: float) -> list[dict[str, Any]]:
     while len(found) < len(PEERS):
         command = [sys.executable, __file__, shape, str(len(found))]
         try:
-            run = subprocess.run(command, capture_output=True, text=True, timeout=end - time.monotonic(), check=False)
+            left = max(end - time.monotonic(), 0)
+            run = subprocess.run(command, capture_output=True, text=True, timeout=left, check=False)
             output, failure = run.stdout, run.stderr.strip().rpartition("\n")[2][:150] or f"ended with {run.returncode}"
         except subprocess.TimeoutExpired as error:
             output = error.stdout.decode() if isinstance(error.stdout, bytes) else error.stdout or ""
@@ -179,10 +215,13 @@ def measure(shape: str, seconds: float) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    shape, first = sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else 0
+    shape, *which = sys.argv[1:]
+    first, last = int(which[0]) if which else 0, int(which[1]) if len(which) > 1 else None
     os.environ.setdefault("FLA_DISABLE_BACKEND_DISPATCH", "1")  # its Triton kernels, whatever else is installed
     arrays = None
-    for name, package, prepare in PEERS[first:]:
+    if importlib.util.find_spec("triton") is not None:
+        _shorten_tuning()
+    for name, package, prepare in PEERS[first:last]:
         missing = [module for module in ("torch", package) if importlib.util.find_spec(module) is None]
         if missing:
             result: dict[str, Any] = {"why_not": f"not installed: {', '.join(missing)}"}
