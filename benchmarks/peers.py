@@ -218,6 +218,8 @@ def main() -> None:
     shape, *which = sys.argv[1:]
     first, last = int(which[0]) if which else 0, int(which[1]) if len(which) > 1 else None
     os.environ.setdefault("FLA_DISABLE_BACKEND_DISPATCH", "1")  # its Triton kernels, whatever else is installed
+    # No choice of a variant is kept that was made while others used the device.
+    os.environ.setdefault("FLA_CACHE_RESULTS", "0")
     arrays = None
     if importlib.util.find_spec("triton") is not None:
         _shorten_tuning()

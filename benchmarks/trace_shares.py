@@ -1,6 +1,7 @@
 """What share of a training step each part takes: kernel times in the trace of a run on a GPU, by class.
 
-    python train.py --config=configs/benchmarks/throughput.py:base --workdir=runs/x --config.train.profile_steps=30:32
+    XLA_FLAGS=--xla_gpu_enable_command_buffer= python train.py --config=configs/benchmarks/throughput.py:base \\
+        --workdir=runs/x --config.train.num_steps=40 --config.train.profile_steps=30:32
     python benchmarks/trace_shares.py --workdir=runs/x --top=30
 
 Kernels of the scans are known by their names, what else belongs to a scan by the operation that a kernel computes. XLA
@@ -27,7 +28,7 @@ _TOP = flags.DEFINE_integer("top", 15, "Largest kernels to list.")
 
 # The first that fits counts, so the order matters: kernels of split products have "reduce" in their names, too.
 SCANS = (
-    ("Hebbian scan: its kernels", r"mosaic|(sweep|queries|cotangents|prepare|collect)_kernel"),
+    ("Hebbian scan: its kernels", r"mosaic|(sweep|queries|cotangents|prepare|collect|join)_kernel"),
     ("resolvent scan: its kernels", r"^(maps|entries|fractions|carries|incoming|adjoint)_kernel"),
 )
 SCOPES = (("Hebbian scan: the rest", "hebbian_scan"), ("resolvent scan: the rest", "resolvent_scan"))

@@ -9,7 +9,7 @@ import numpy as np
 from flax import nnx
 
 from pallas_kernels.chunking import pad_tokens, walk
-from pallas_kernels.registry import default_device
+from pallas_kernels.registry import compute_capability, default_device
 from phase2_jax.errors import UserError
 from phase2_jax.memory.diagnostics import MemoryDiagnostics
 from phase2_jax.memory.state import MemoryState
@@ -52,7 +52,8 @@ class Attention(nnx.Module):
         heads = lambda a: a.reshape(*a.shape[:2], self.config.num_heads, -1)  # noqa: E731
         q, k, v = (heads(part) for part in jnp.split(self.qkv(x_BxNxD), 3, axis=-1))
         del reset_BxN
-        fused = default_device().platform == "gpu" and q.dtype == jnp.bfloat16
+        widest = 128  # of what cuDNN's kernel takes
+        fused = compute_capability(default_device()) >= 8 and q.dtype == jnp.bfloat16 and q.shape[-1] <= widest
         attend = functools.partial(jax.nn.dot_product_attention, implementation="cudnn" if fused else "xla")
         y_BxNxHxK = attend(rotate(q), rotate(k), v, is_causal=True)
         return self.out(y_BxNxHxK.reshape(*x_BxNxD.shape[:2], -1)), state
@@ -66,7 +67,9 @@ def gated_scan(
     state_BxHxKxV: jax.Array,
     reset_BxN: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    """S_t = diag(exp log_gate_t) S_{t-1} + k_t v_tᵀ, y_t = S_tᵀ q_t in chunks, float32; y (B, N, H, V), last state."""
+    """S_t = diag(exp log_gate_t) S_{t-1} + k_t v_tᵀ, y_t = S_tᵀ q_t in chunks; float32, products at
+    jax's default precision. y (B, N, H, V), last state.
+    """
     num_tokens = q_BxNxHxK.shape[1]
 
     def chunks(x):

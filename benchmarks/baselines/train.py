@@ -1,7 +1,7 @@
 """Train another architecture with everything of ours around it: data, model skeleton, optimizer, trainer.
 
     python benchmarks/baselines/train.py --baseline=transformer --config=configs/benchmarks/tinyshakespeare_small.py \\
-        --workdir=runs/transformer --config.model.resolvent=False --config.model.ffn_dim=452
+        --workdir=runs/transformer --config.model.resolvent=False --config.model.ffn_dim=453
 
 --baseline: transformer (rotary positions, attention within a window of train.seq_len, also across the documents in it)
 or gla (gated linear attention, carried state, K of --config.model.head_dim and V of --config.model.value_dim).

@@ -4,7 +4,7 @@
         --config.data.path=tinyshakespeare/input.txt
 
 One minute on an H200 (three beside other runs). Expect 1.489 nats per character over the whole validation split (one
-seed). More parameters, steps or dropped words make it worse: the million characters are what limits it.
+seed). More parameters, steps or dropped characters make it worse: the million characters are what limits it.
 """
 
 from ml_collections import ConfigDict

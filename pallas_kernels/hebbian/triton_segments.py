@@ -17,6 +17,8 @@ from pallas_kernels.triton_call import launch
 
 # Elements that a program holds: 32 a thread, twice.
 _TILE = 8192
+# Chunks of each segment whose decays it reads at once.
+_STEPS = 64
 
 
 @triton.jit
@@ -51,12 +53,14 @@ def join_kernel(
     else:
         segment = order
         following = segment + 1
-    step = tl.arange(0, STEPS)
-    chunk = segment[:, None] * SEGMENT + step[None, :]
-    real = (order < SEGMENTS)[:, None] & (step < SEGMENT)[None, :] & (chunk < CHUNKS)
-    last = rows + (stream * CHUNKS + chunk) * 3 * C + C - 1
-    sums = tl.load(last, mask=real, other=0.0) + tl.load(last + C, mask=real, other=0.0)
-    decay = tl.exp2(tl.sum(sums, axis=1))
+    sums = tl.zeros([ALL], tl.float32)
+    for first_step in range(0, SEGMENT, STEPS):
+        step = first_step + tl.arange(0, STEPS)
+        chunk = segment[:, None] * SEGMENT + step[None, :]
+        real = (order < SEGMENTS)[:, None] & (step < SEGMENT)[None, :] & (chunk < CHUNKS)
+        last = rows + (stream * CHUNKS + chunk) * 3 * C + C - 1
+        sums += tl.sum(tl.load(last, mask=real, other=0.0) + tl.load(last + C, mask=real, other=0.0), axis=1)
+    decay = tl.exp2(sums)
     states = stream * SEGMENTS * SIZE + place
     added = tl.load(local + states[None, :] + segment[:, None] * SIZE, mask=(order < SEGMENTS)[:, None], other=0.0)
     first = tl.load(carried + stream * SIZE + place)
@@ -83,7 +87,7 @@ def join(local: jax.Array, carried: jax.Array, gates: Gates, segment: int, rever
         SIZE=size,
         BLOCK=block,
         ALL=every,
-        STEPS=triton.next_power_of_2(segment),
+        STEPS=min(triton.next_power_of_2(segment), _STEPS),
         C=CHUNK,
         REVERSE=reverse,
     )

@@ -37,7 +37,8 @@ STEPS = [event("train", start, 50.0, {"step_num": step}, pid=HOST) for start, st
 # Microseconds over both steps: 1,000 in all, so that each is a tenth of its share in percent.
 KERNELS = (
     ("kernel_mosaic_gpu_kernel", 10, "jit(train_step)/jvp()/hebbian_scan/pallas_call", "Hebbian scan: its kernels"),
-    ("cotangents_kernel", 20, "", "Hebbian scan: its kernels"),
+    ("cotangents_kernel", 12, "", "Hebbian scan: its kernels"),
+    ("join_kernel", 8, "", "Hebbian scan: its kernels"),
     ("adjoint_kernel", 40, "", "resolvent scan: its kernels"),
     ("gemm_fusion_dot_3", 60, "jit(train_step)/jvp()/hebbian_scan/dot_general", "Hebbian scan: the rest"),
     ("loop_reduce_fusion", 80, "jit(train_step)/resolvent_scan/while/body/reduce", "resolvent scan: the rest"),
@@ -78,8 +79,8 @@ def test_every_kernel_counts_once_in_its_class(tmp_path):
     result = run(tmp_path, "--top=1")
     assert result.returncode == 0, result.stderr
     summary, *lines = result.stdout.splitlines()
-    # From 200 to 11,350 µs.
-    assert summary == "2 steps; each 6 kernels, 0.50 ms of them in 5.58 ms; 67% of the kernels without an operation"
+    # From 200 to 12,350 µs.
+    assert summary == "2 steps; each 6 kernels, 0.50 ms of them in 6.08 ms; 69% of the kernels without an operation"
     classes, largest = "\n".join(lines).strip().split("\n\n")
     found = {}
     for line in classes.splitlines()[1:]:
@@ -91,7 +92,7 @@ def test_every_kernel_counts_once_in_its_class(tmp_path):
     assert found == {
         label: (f"{sum(times) / 10:.1f}%", sum(times) / 2_000, len(times) / 2) for label, times in expected.items()
     }
-    assert [line.split() for line in largest.splitlines()[1:]] == [["30.0%", "0.150", "0.5", KERNELS[5][0]]]
+    assert [line.split() for line in largest.splitlines()[1:]] == [["30.0%", "0.150", "0.5", KERNELS[6][0]]]
 
 
 @pytest.mark.parametrize(
