@@ -67,8 +67,9 @@ def gated_scan(
     state_BxHxKxV: jax.Array,
     reset_BxN: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    """S_t = diag(exp log_gate_t) S_{t-1} + k_t v_tᵀ, y_t = S_tᵀ q_t in chunks; float32, products at
-    jax's default precision. y (B, N, H, V), last state.
+    """S_t = diag(exp log_gate_t) S_{t-1} + k_t v_tᵀ, y_t = S_tᵀ q_t in chunks: y (B, N, H, V) and the last state.
+
+    All float32, products at jax's default precision.
     """
     num_tokens = q_BxNxHxK.shape[1]
 

@@ -9,9 +9,9 @@
         --workdir=runs/base_trace --config.train.num_steps=40 --config.train.profile_steps=30:32
     python benchmarks/trace_shares.py --workdir=runs/base_trace
 
-80 s each on one H200: 437,000 tokens/s (base; xla 339,000), 146,000 (125m; xla 118,000). Traces are runs of their
-own, without CUDA graphs: with them jax 0.11.2 ended a run of 125m by a segmentation fault in the first step after its
-trace.
+On one H200 80 s each (125m: two minutes): 437,000 tokens/s (base; xla 339,000), 146,000 (125m; xla 118,000). Traces are
+runs of their own, without CUDA graphs: with them jax 0.11.2 ended a run of 125m by a segmentation fault in the first
+step after its trace.
 
 Any text does as data.path; without one it is the text the package ships. Variants are `base`, the base preset with
 20,933,872 parameters, and `125m`: twelve layers of d 768 with 125,116,880, of which the feed-forward branch has what

@@ -37,8 +37,8 @@ def _mosaic_scan(*arguments):
         # What comes before and after the kernels in one launch each, where XLA takes several.
         from pallas_kernels.hebbian import triton
 
-        around = {name: getattr(triton.FUSED, name) for name in ("prepare", "collect", "join")}
-        fused = dataclasses.replace(fused, **around)
+        around = triton.FUSED
+        fused = dataclasses.replace(fused, prepare=around.prepare, collect=around.collect, join=around.join)
     return sweep.scan(*arguments, fused=fused)
 
 
