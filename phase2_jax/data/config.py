@@ -81,6 +81,8 @@ class DataConfig:
     """ "streams" (rows run through the text, memory carries over) or "windows" (shuffled, memory starts empty)."""
     fresh_state_fraction: float = 0.0
     """Share of rows whose memory is wiped at the start of a window, streams mode (windows always start empty)."""
+    random_start: bool = False
+    """Each epoch starts at another token (streams mode), so that the text is not cut at the same places again."""
     task: TaskConfig = field(default_factory=TaskConfig)
 
     def validate(self) -> None:
@@ -95,6 +97,8 @@ class DataConfig:
             raise UserError(f"data.valid_fraction={self.valid_fraction!r} must lie between 0 and 1, both excluded")
         if not 0.0 <= self.fresh_state_fraction <= 1.0:
             raise UserError(f"data.fresh_state_fraction={self.fresh_state_fraction!r} must lie in [0, 1]")
+        if self.random_start and self.mode != "streams":
+            raise UserError(f"data.random_start=True needs data.mode='streams', not {self.mode!r}: leave it off")
         self.task.validate()
         self._validate_source()
 

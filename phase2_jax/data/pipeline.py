@@ -18,8 +18,8 @@ from phase2_jax.errors import UserError
 
 # The tokens lie in memory and a batch takes under a millisecond: one thread hides it behind the step, more contend.
 _READ_OPTIONS = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
-# Separate streams of chance for the two uses of one seed.
-_SHUFFLE_STREAM, _FRESH_STREAM = 0, 1
+# Separate streams of chance for the uses of one seed.
+_SHUFFLE_STREAM, _FRESH_STREAM, _START_STREAM = 0, 1, 2
 
 
 def steps_per_epoch(stream: TokenStream | TaskStream, config: DataConfig, *, batch_size: int, seq_len: int) -> int:
@@ -48,7 +48,8 @@ def train_dataset(
 
     streams: row b of consecutive batches runs through its own contiguous share of the text, so the last label of a
     window is the first token of the next. reset is True where a document begins, at every row's first token of an
-    epoch, and, for a `fresh_state_fraction` of the rows, at a window's start.
+    epoch, and, for a `fresh_state_fraction` of the rows, at a window's start. With `random_start` the first row of each
+    epoch starts at a random token, and the text goes on with its beginning where it ends.
     windows: windows of N tokens in an order shuffled anew every epoch; reset is True at their start and where a
     document begins.
     A task's sequences: likewise in shuffled order, or new ones for every batch.
@@ -68,12 +69,17 @@ def train_dataset(
     row_starts_B = np.arange(batch_size) * (steps * seq_len)
     dataset = grain.MapDataset.range(steps).repeat()
 
+    def first_token(epoch: int) -> int:
+        # The last token is a label only.
+        chance = np.random.default_rng([_START_STREAM, seed, epoch])
+        return int(chance.integers(len(stream) - 1)) if config.random_start else 0
+
     def batch_of_step(step: int, window: int) -> Batch:
         fresh_B = np.full(batch_size, window == 0)
         if config.fresh_state_fraction > 0:
             chance = np.random.default_rng([_FRESH_STREAM, seed, step])
             fresh_B |= chance.random(batch_size) < config.fresh_state_fraction
-        return _cut_batch(stream, row_starts_B + window * seq_len, seq_len, fresh_B)
+        return _cut_batch(stream, first_token(step // steps) + row_starts_B + window * seq_len, seq_len, fresh_B)
 
     # After repeat() the index is the global step, so fresh rows differ from epoch to epoch.
     return dataset.map_with_index(batch_of_step)
@@ -146,8 +152,12 @@ def _window_batch(stream: TokenStream, starts_B: np.ndarray, seq_len: int) -> Ba
 def _cut_batch(
     stream: TokenStream, starts_B: np.ndarray, seq_len: int, fresh_B: np.ndarray, ends_B: np.ndarray | None = None
 ) -> Batch:
-    """Rows of N tokens from `starts_B` on; inputs at or beyond `ends_B` are padding."""
+    """Rows of N tokens from `starts_B` on; inputs at or beyond `ends_B` are padding, without `ends_B` the text starts
+    over behind its last label.
+    """
     positions_BxN = starts_B[:, None] + np.arange(seq_len)
+    if ends_B is None:
+        positions_BxN %= len(stream) - 1
     valid_BxN = positions_BxN < (len(stream) if ends_B is None else ends_B[:, None])
     safe_BxN = np.where(valid_BxN, positions_BxN, 0)
     tokens_BxN = np.where(valid_BxN, stream.tokens[safe_BxN], 0)

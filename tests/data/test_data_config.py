@@ -21,6 +21,7 @@ def test_the_defaults_are_valid():
         ({"valid_fraction": float("nan")}, r"data\.valid_fraction=nan"),
         ({"fresh_state_fraction": -0.1}, r"data\.fresh_state_fraction=-0\.1"),
         ({"fresh_state_fraction": 1.5}, r"data\.fresh_state_fraction=1\.5"),
+        ({"random_start": True, "mode": "windows"}, r"data\.random_start=True needs data\.mode='streams'"),
         ({"path": "a.txt", "dataset": "b"}, "exclude each other"),
         ({"document_separator": "---"}, r"data\.document_separator needs data\.path"),
         ({"format": "wikitext"}, r"data\.format='wikitext' needs data\.path"),
