@@ -40,6 +40,17 @@ def pad_tokens(x: jax.Array, chunk: int, value: float = 0.0) -> jax.Array:
     return jnp.pad(x, widths, constant_values=value)
 
 
+def split_chunks(x: jax.Array, chunk: int) -> jax.Array:
+    """(B, M C, H, ...) to (B, H, M, C, ...)."""
+    x = jnp.moveaxis(x, 2, 1)
+    return x.reshape(*x.shape[:2], x.shape[2] // chunk, chunk, *x.shape[3:])
+
+
+def join_chunks(x: jax.Array) -> jax.Array:
+    """Inverse of split_chunks."""
+    return jnp.moveaxis(x.reshape(*x.shape[:2], x.shape[2] * x.shape[3], *x.shape[4:]), 1, 2)
+
+
 def to_lanes(x: jax.Array, chunk: int) -> jax.Array:
     """(B, M C, ...) to (C, B, M, ...): position inside the chunk first, chunks as lanes."""
     batch, num_tokens = x.shape[:2]

@@ -121,6 +121,40 @@ def _check_reset(operation: str, reset: jax.Array, shape: tuple[int, ...]) -> No
     _refuse(reset.dtype != jnp.bool_, f"{operation}: reset must be bool, got {reset.dtype}")
 
 
+def check_scan(
+    name: str,
+    q_BxNxHxK: jax.Array,
+    k_BxNxHxK: jax.Array,
+    v_BxNxHxV: jax.Array,
+    log_decay: jax.Array,
+    eta: jax.Array | float,
+    initial_state: jax.Array | None,
+    reset: jax.Array | None,
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array, jax.Array, jax.Array | None]:
+    """The arguments of scan `name` as its implementations take them: gates (B, N, H) and a state, in the state's dtype.
+
+    Raises:
+      ValueError: for other shapes or dtypes than hebbian_scan's.
+    """
+    _check_vectors(name, q_BxNxHxK, k_BxNxHxK, v_BxNxHxV, "B, N, H, K")
+    batch, num_tokens, heads, key_width = q_BxNxHxK.shape
+    gates = (batch, num_tokens, heads)
+    dtype = _state_dtype(q_BxNxHxK, k_BxNxHxK, v_BxNxHxV)
+    _check_log_decay(name, log_decay, gates)
+    if reset is not None:
+        _check_reset(name, reset, gates[:2])
+    state_shape = (batch, heads, key_width, v_BxNxHxV.shape[-1])
+    if initial_state is None:
+        initial_state = jnp.zeros(state_shape, dtype)
+    _refuse(
+        initial_state.shape != state_shape,
+        f"{name}: initial_state must be {state_shape}, got shape {initial_state.shape}",
+    )
+    eta_BxNxH = _broadcast_eta(name, eta, gates, dtype)
+    log_decay_BxNxH = jnp.broadcast_to(log_decay.astype(dtype), gates)
+    return q_BxNxHxK, k_BxNxHxK, v_BxNxHxV, log_decay_BxNxH, eta_BxNxH, initial_state.astype(dtype), reset
+
+
 @jax.named_scope("hebbian_scan")
 def hebbian_scan(
     q_BxNxHxK: jax.Array,
@@ -156,23 +190,8 @@ def hebbian_scan(
       ValueError: for shapes or dtypes other than these, and for an implementation that cannot run the call.
     """
     name = "hebbian_scan"
-    _check_vectors(name, q_BxNxHxK, k_BxNxHxK, v_BxNxHxV, "B, N, H, K")
-    batch, num_tokens, heads, key_width = q_BxNxHxK.shape
-    gates = (batch, num_tokens, heads)
-    dtype = _state_dtype(q_BxNxHxK, k_BxNxHxK, v_BxNxHxV)
-    _check_log_decay(name, log_decay, gates)
-    if reset is not None:
-        _check_reset(name, reset, gates[:2])
-    state_shape = (batch, heads, key_width, v_BxNxHxV.shape[-1])
-    if initial_state is None:
-        initial_state = jnp.zeros(state_shape, dtype)
-    _refuse(
-        initial_state.shape != state_shape,
-        f"{name}: initial_state must be {state_shape}, got shape {initial_state.shape}",
-    )
-    eta_BxNxH = _broadcast_eta(name, eta, gates, dtype)
-    log_decay_BxNxH = jnp.broadcast_to(log_decay.astype(dtype), gates)
-    arrays = (q_BxNxHxK, k_BxNxHxK, v_BxNxHxV, log_decay_BxNxH, eta_BxNxH, initial_state.astype(dtype), reset)
+    arrays = check_scan(name, q_BxNxHxK, k_BxNxHxK, v_BxNxHxV, log_decay, eta, initial_state, reset)
+    dtype = arrays[5].dtype
     problem = registry.Problem(
         device=registry.default_device(),
         shapes={"q": q_BxNxHxK.shape, "v": v_BxNxHxV.shape},

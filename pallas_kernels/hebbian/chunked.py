@@ -21,9 +21,9 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels import registry
-from pallas_kernels.chunking import pad_tokens
+from pallas_kernels.chunking import join_chunks, pad_tokens, split_chunks
 from pallas_kernels.hebbian import narrow
-from pallas_kernels.hebbian.decays import ChunkDecays, chunk_decays, decayed
+from pallas_kernels.hebbian.decays import ChunkDecays, chunk_decays, decayed, log_decay_cotangent
 from pallas_kernels.hebbian.inputs import Inputs
 
 # Rows (tokens x heads x batch) of a segment: the caches of a CPU, enough parallel work and bounded memory elsewhere.
@@ -48,19 +48,8 @@ class _Chunks(NamedTuple):
     decays: ChunkDecays
 
 
-def _split(x: jax.Array, chunk: int) -> jax.Array:
-    """(B, M C, H, ...) to (B, H, M, C, ...)."""
-    x = jnp.moveaxis(x, 2, 1)
-    return x.reshape(*x.shape[:2], x.shape[2] // chunk, chunk, *x.shape[3:])
-
-
-def _join(x: jax.Array) -> jax.Array:
-    """Inverse of _split."""
-    return jnp.moveaxis(x.reshape(*x.shape[:2], x.shape[2] * x.shape[3], *x.shape[4:]), 1, 2)
-
-
 def _cut(inputs: Inputs, chunk: int) -> _Chunks:
-    q, k, v, log_decay, eta = (_split(x, chunk) for x in inputs[:5])
+    q, k, v, log_decay, eta = (split_chunks(x, chunk) for x in inputs[:5])
     reset = inputs.reset
     reset_BxMxC = None if reset is None else reset.reshape(reset.shape[0], -1, chunk)
     return _Chunks(q, k, v, eta, chunk_decays(log_decay, reset_BxMxC))
@@ -109,25 +98,7 @@ def _segment_forward(inputs: Inputs, state, chunk: int):
     scores = product("bhmik,bhmjk->bhmij", chunks.q, chunks.k) * chunks.decays.between * chunks.eta[..., None, :]
     recalled = product("bhmik,bhmkv->bhmiv", chunks.q, entry)
     y = product("bhmij,bhmjv->bhmiv", scores, chunks.v) + chunks.decays.from_entry[..., None] * recalled
-    return _join(y).astype(inputs.v.dtype), state
-
-
-def _log_decay_cotangent(pairs, from_entry, to_exit, through) -> jax.Array:
-    """Cotangent of the log decays from the products that each decay takes part in.
-
-    pairs_ij: cotangent times value of the path from token j to readout i; from_entry_i: from the entry state to readout
-    i; to_exit_j: from token j to the exit state; through: from entry to exit. The decay of token t lies on the paths
-    with j < t <= i. They are summed as such: the usual short cut, differences of row and column sums, cancels.
-    """
-    chunk = pairs.shape[-1]
-    at_or_after = jnp.triu(jnp.ones((chunk, chunk), pairs.dtype))
-    strictly_before = jnp.tril(jnp.ones((chunk, chunk), bool), -1)
-    precise = jax.lax.Precision.HIGHEST
-    later = jnp.einsum("ti,bhmij->bhmtj", at_or_after, pairs, precision=precise)
-    inside = jnp.sum(jnp.where(strictly_before, later, 0), axis=-1)
-    read = jnp.einsum("ti,bhmi->bhmt", at_or_after, from_entry, precision=precise)
-    stored = jnp.einsum("jt,bhmj->bhmt", at_or_after - jnp.eye(chunk, dtype=pairs.dtype), to_exit, precision=precise)
-    return inside + read + stored + through[..., None]
+    return join_chunks(y).astype(inputs.v.dtype), state
 
 
 def _segment_backward(inputs: Inputs, state, dy, dstate, chunk: int):
@@ -135,7 +106,7 @@ def _segment_backward(inputs: Inputs, state, dy, dstate, chunk: int):
     product = _products(inputs, state)
     chunks = _cut(inputs, chunk)
     decays, eta_j = chunks.decays, chunks.eta[..., None, :]
-    dy = _split(dy, chunk)
+    dy = split_chunks(dy, chunk)
     from_entry = decays.from_entry[..., None]
     weight = (decays.to_exit * chunks.eta)[..., None]
     entry, _ = _entry_states(chunks, state, product)
@@ -158,9 +129,9 @@ def _segment_backward(inputs: Inputs, state, dy, dstate, chunk: int):
     if decays.survives is not None:
         through = jnp.where(decays.survives[:, None], through, 0)
     read = jnp.sum(chunks.q.astype(state.dtype) * dq_entry, axis=-1)
-    dlog_decay = _log_decay_cotangent(paths * eta_j, read, stored * chunks.eta, through)
+    dlog_decay = log_decay_cotangent(paths * eta_j, read, stored * chunks.eta, through)
     gradients = (dq, dk, dv, dlog_decay, deta)
-    return tuple(_join(d).astype(x.dtype) for d, x in zip(gradients, inputs[:5], strict=True)), dstate
+    return tuple(join_chunks(d).astype(x.dtype) for d, x in zip(gradients, inputs[:5], strict=True)), dstate
 
 
 def _segments(x, plan: _Plan):

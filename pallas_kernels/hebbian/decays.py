@@ -79,3 +79,21 @@ def decayed(log_decay: jax.Array, x: jax.Array) -> jax.Array:
     """
     slow = log_decay > -0.5
     return jnp.where(slow, x + jnp.expm1(jnp.where(slow, log_decay, 0)) * x, jnp.exp(log_decay) * x)
+
+
+def log_decay_cotangent(pairs, from_entry, to_exit, through) -> jax.Array:
+    """Cotangent of the log decays from the products that each decay takes part in.
+
+    pairs_ij: cotangent times value of the path from token j to readout i; from_entry_i: from the entry state to readout
+    i; to_exit_j: from token j to the exit state; through: from entry to exit. The decay of token t lies on the paths
+    with j < t <= i. They are summed as such: the usual short cut, differences of row and column sums, cancels.
+    """
+    chunk = pairs.shape[-1]
+    at_or_after = jnp.triu(jnp.ones((chunk, chunk), pairs.dtype))
+    strictly_before = jnp.tril(jnp.ones((chunk, chunk), bool), -1)
+    precise = jax.lax.Precision.HIGHEST
+    later = jnp.einsum("ti,bhmij->bhmtj", at_or_after, pairs, precision=precise)
+    inside = jnp.sum(jnp.where(strictly_before, later, 0), axis=-1)
+    read = jnp.einsum("ti,bhmi->bhmt", at_or_after, from_entry, precision=precise)
+    stored = jnp.einsum("jt,bhmj->bhmt", at_or_after - jnp.eye(chunk, dtype=pairs.dtype), to_exit, precision=precise)
+    return inside + read + stored + through[..., None]
