@@ -83,7 +83,9 @@ def delta_scan(
 ) -> tuple[jax.Array, jax.Array]:
     """Error-correcting memory over a sequence, the gated delta rule:
 
-        u_t = v_t - (exp(log_decay_t) W_{t-1})^T k_t,  W_t = exp(log_decay_t) W_{t-1} + eta_t k_t u_t^T,  y_t = W_t^T q_t
+        u_t = v_t - exp(log_decay_t) W_{t-1}^T k_t
+        W_t = exp(log_decay_t) W_{t-1} + eta_t k_t u_t^T
+        y_t = W_t^T q_t
 
     so that a write replaces what the memory answered to its key instead of adding to it (Schlag et al. 2021, "Linear
     Transformers Are Secretly Fast Weight Programmers"; Yang et al. 2024, "Gated Delta Networks").

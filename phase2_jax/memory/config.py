@@ -1,4 +1,4 @@
-"""Settings of what happens to the fast weights between the writes."""
+"""Settings of the writes into the fast weights, and of what happens to them in between."""
 
 from dataclasses import dataclass, field
 
@@ -45,9 +45,11 @@ class ConsolidationConfig:
 
 @dataclass(frozen=True)
 class MemoryConfig:
-    """Everything that acts on the fast weights between the writes."""
+    """What is written into the fast weights, and everything that acts on them between the writes."""
 
     consolidation: ConsolidationConfig = field(default_factory=ConsolidationConfig)
     snr: SnrConfig = field(default_factory=SnrConfig)
     resonance: ResonanceConfig = field(default_factory=ResonanceConfig)
     lyapunov: LyapunovConfig = field(default_factory=LyapunovConfig)
+    plasticity: str = "hebbian"
+    """hebbian: the value itself is written; delta: what the memory's answer to the key lacks of it."""

@@ -1,8 +1,8 @@
-"""The memory along a stream: dissipative Hebbian scan, feedback to the next layer's potential, consolidation on the
-way.
+"""The memory along a stream: dissipative scan, feedback to the next layer's potential, consolidation on the way.
 
     W_t = e^{-Γ_t dt} W_{t-1} + η_t k_t v_t^T,    y_t = W_t^T q_t,    f_{t,h} = ⟨P, W_{t,h}⟩
 
+with u_t = v_t − e^{-Γ_t dt} W_{t-1}^T k_t in the place of v_t when the plasticity corrects errors (the delta rule),
 between consolidations, which happen after every stream position that is a multiple of the interval. However a stream
 is cut into calls, the result is the same function of its tokens.
 """
@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels import hebbian_scan
+from pallas_kernels import delta_scan_with_values, hebbian_scan
 from phase2_jax.memory.config import MemoryConfig
 from phase2_jax.memory.consolidation import consolidate
 from phase2_jax.memory.state import MemoryState
@@ -52,6 +52,23 @@ class Writes:
 Readout = tuple[jax.Array, jax.Array]
 
 
+def _store(
+    writes: Writes, w_BxHxKxV: jax.Array, plasticity: str, implementation: str | None
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Readouts `(B, N, H, V)`, the weights after the last token, and the values that were written `(B, N, H, V)`."""
+    arguments = (
+        writes.q_BxNxHxK,
+        writes.k_BxNxHxK,
+        writes.v_BxNxHxV,
+        writes.log_decay_BxNxH,
+        writes.eta_BxNxH,
+        w_BxHxKxV,
+    )
+    if plasticity == "delta":
+        return delta_scan_with_values(*arguments, reset=writes.reset_BxN, implementation=implementation)
+    return *hebbian_scan(*arguments, reset=writes.reset_BxN, implementation=implementation), writes.v_BxNxHxV
+
+
 def _scan_piece(
     writes: Writes, state: MemoryState, feedback_KxV: jax.Array, config: MemoryConfig, implementation: str | None
 ) -> tuple[Readout, MemoryState]:
@@ -62,18 +79,12 @@ def _scan_piece(
     same_document_BxNx1 = (begun_BxN == 0)[..., None]
     eta_BxNxH = writes.eta_BxNxH * jnp.where(same_document_BxNx1, state.eta_factor_BxH[:, None], 1)
     log_decay_BxNxH = writes.log_decay_BxNxH * jnp.where(same_document_BxNx1, state.gamma_factor_BxH[:, None], 1)
-    k, v = writes.k_BxNxHxK, writes.v_BxNxHxV
-
-    y_BxNxHxV, w_BxHxKxV = hebbian_scan(
-        writes.q_BxNxHxK,
-        k,
-        v,
-        log_decay_BxNxH,
-        eta_BxNxH,
-        state.w_BxHxKxV,
-        reset=writes.reset_BxN,
-        implementation=implementation,
-    )
+    if config.plasticity == "delta":
+        # Consolidation may raise η, but more than the whole error would overshoot.
+        eta_BxNxH = jnp.minimum(eta_BxNxH, 1)
+    writes = replace(writes, log_decay_BxNxH=log_decay_BxNxH, eta_BxNxH=eta_BxNxH)
+    y_BxNxHxV, w_BxHxKxV, v = _store(writes, state.w_BxHxKxV, config.plasticity, implementation)
+    k = writes.k_BxNxHxK
 
     # f and the coherence bound are linear in the writes: a memory with one key and two values follows them exactly.
     kp_BxNxHxV = jnp.einsum("bnhk,kv->bnhv", k, feedback_KxV.astype(k.dtype), preferred_element_type=dtype)

@@ -60,8 +60,11 @@ class ModelConfig:
 
     memory: bool = True
     """The Hebbian memory branch."""
+    plasticity: str = "hebbian"
+    """hebbian: η_t k_t v_tᵀ is written; delta: v_t less what the memory already answers to k_t takes the place of v_t.
+    Corrects errors where old values have to be replaced; wants model.eta=1."""
     eta: float = 0.1
-    """Write strength η; 0 switches writing off."""
+    """Write strength η, with plasticity=delta the share of the error that is corrected; 0 switches writing off."""
     conv_width: int = 4
     """Taps of the causal convolution on q, k, v; 1 = none."""
     key_norm: bool = True
@@ -107,8 +110,8 @@ class ModelConfig:
 
     @property
     def memory_config(self) -> MemoryConfig:
-        """What acts on the fast weights between the writes."""
-        return MemoryConfig(self.consolidation, self.snr, self.resonance, self.lyapunov)
+        """How the fast weights are written and what acts on them between the writes."""
+        return MemoryConfig(self.consolidation, self.snr, self.resonance, self.lyapunov, self.plasticity)
 
     def _validate_zeta(self) -> None:
         """Raise UserError where something wants more zeros of the zeta function than the table holds."""
@@ -123,6 +126,17 @@ class ModelConfig:
         if self.zeta_init:
             # Every projection has one side of this width.
             _require(self.d_model <= widest, "model.d_model", self.d_model, f"at most {widest} with zeta_init")
+
+    def _validate_plasticity(self) -> None:
+        """Raise UserError where correcting errors could make them grow: I − η k kᵀ must not."""
+        _choice("model.plasticity", self.plasticity, ("hebbian", "delta"))
+        if self.plasticity == "delta" and not self.key_norm:
+            raise UserError(
+                "model.key_norm=False lets model.plasticity=delta diverge on long keys: "
+                "use model.key_norm=True, or model.plasticity=hebbian"
+            )
+        if self.plasticity == "delta":
+            _require(self.eta <= 1, "model.eta", self.eta, "at most 1 with model.plasticity=delta (all of the error)")
 
     def validate(self) -> None:
         """Raise UserError that names the first field out of range and what it may be."""
@@ -187,6 +201,7 @@ class ModelConfig:
         if self.hard_eta_gate and not self.eta_gate:
             raise UserError("model.hard_eta_gate=True shapes the gate that model.eta_gate=False takes away: drop one")
         self._validate_zeta()
+        self._validate_plasticity()
         needed = self.base_decay * self.dt * self.half_life_min
         if self.adaptive_decay and needed >= 0.34:
             raise UserError(

@@ -1,7 +1,7 @@
 """A look inside a checkpoint: what its memory does token by token, and what it holds after reading a passage."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -9,12 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from pallas_kernels import delta_scan_with_values
 from phase2_jax.data.corpora import TokenStream, encode_documents, load_corpus
 from phase2_jax.data.tokenizers import Tokenizer
 from phase2_jax.errors import UserError
 from phase2_jax.inference.loading import LATEST, load_model
 from phase2_jax.memory import resonance, snr
-from phase2_jax.memory.hebbian import scan_stream
+from phase2_jax.memory.hebbian import Writes, scan_stream
+from phase2_jax.memory.state import MemoryState
 from phase2_jax.model.config import ModelConfig
 from phase2_jax.model.language_model import LanguageModel, init_state
 from phase2_jax.reporting.run_files import RunFiles
@@ -165,7 +167,8 @@ def _follow_memory(
             into_memory = x_1xTxD + block.resolvent(v_1xTxP, resolvent_gamma_1xTxP, state, reset_1xT)[0]
         writes, before = block.memory.writes(block.norm2(into_memory), gamma_1xTxP, state, reset_1xT)
         y_1xTxHxV, _, after = scan_stream(writes, before, feedback_KxV, config.memory_config, aligned=True)
-        source_N, share_N = _most_recalled(jax.tree.map(lambda a: a[0], writes), shown)
+        written = _written(writes, before, config.plasticity)
+        source_N, share_N = _most_recalled(jax.tree.map(lambda a: a[0], written), shown)
         seen = {
             "eta_LxN": jnp.mean(writes.eta_BxNxH[0, -shown:], axis=-1),
             "readout_LxN": jnp.mean(jnp.linalg.norm(y_1xTxHxV[0, -shown:].astype(jnp.float32), axis=-1), axis=-1),
@@ -187,6 +190,15 @@ def _follow_memory(
 
     start = (model.embed(tokens_1xT, jnp.zeros((), jnp.int32)), jnp.zeros(tokens_1xT.shape, jnp.float32))
     return jax.lax.scan(layer, start, (params, model.feedback_matrices(), init_state(config, 1)))[1]
+
+
+def _written(writes: Writes, before: MemoryState, plasticity: str) -> Writes:
+    """The writes with the values that the memory stores, consolidation left out."""
+    if plasticity != "delta":
+        return writes
+    arguments = (writes.q_BxNxHxK, writes.k_BxNxHxK, writes.v_BxNxHxV, writes.log_decay_BxNxH, writes.eta_BxNxH)
+    *_, u_BxNxHxV = delta_scan_with_values(*arguments, before.w_BxHxKxV, reset=writes.reset_BxN)
+    return replace(writes, v_BxNxHxV=u_BxNxHxV)
 
 
 def _most_recalled(writes: Any, shown: int) -> tuple[jax.Array, jax.Array]:

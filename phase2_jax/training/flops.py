@@ -25,7 +25,8 @@ def flops_per_token(config: ModelConfig) -> float:
 
     Two operations per weight of every dense product, twice that again for the backward pass, plus the chunked scan
     (4·C·D + 4·D² forward and 10·C·D + 10·D² backward per head for K = V = D, general widths likewise). Recomputation
-    is not counted.
+    is not counted. Corrections of the delta rule are: overlaps of the keys, a system of C equations solved for keys and
+    values, and two products with the state, which together take about as much again as the scan.
     """
     d, h, k, v = config.d_model, config.num_heads, config.head_dim, config.value_width
     weights = config.d_model * config.vocab_size
@@ -34,6 +35,8 @@ def flops_per_token(config: ModelConfig) -> float:
     if config.memory:
         per_layer += d * h * (2 * k + v) + h * v * d * (2 if config.output_gate else 1)
         scan = h * 14 * (SCAN_CHUNK * (k + v) / 2 + k * v)
+        if config.plasticity == "delta":
+            scan += h * 6 * (SCAN_CHUNK * (2 * k + v) / 2 + 2 * k * v)
     if config.resolvent:
         per_layer += 2 * config.num_potentials * d
     return 6.0 * (weights + config.num_layers * per_layer) + config.num_layers * scan

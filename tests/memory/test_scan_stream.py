@@ -86,8 +86,13 @@ def token_by_token(writes: Writes, state: MemoryState, p: jax.Array, config: Mem
         s.w[begins] = s.decay[begins] = s.bound[begins] = 0
         rate = -log_decay[:, t] * s.gamma_factor
         strength = eta[:, t] * s.eta_factor
-        s.w = np.exp(-rate)[..., None, None] * s.w + np.einsum("bh,bhk,bhv->bhkv", strength, k[:, t], v[:, t])
-        norms = np.linalg.norm(k[:, t], axis=-1) * np.linalg.norm(v[:, t], axis=-1)
+        s.w = np.exp(-rate)[..., None, None] * s.w
+        value = v[:, t]
+        if config.plasticity == "delta":
+            strength = np.minimum(strength, 1)
+            value = value - np.einsum("bhk,bhkv->bhv", k[:, t], s.w)
+        s.w = s.w + np.einsum("bh,bhk,bhv->bhkv", strength, k[:, t], value)
+        norms = np.linalg.norm(k[:, t], axis=-1) * np.linalg.norm(value, axis=-1)
         s.bound = np.exp(-rate) * s.bound + strength * norms
         s.decay = s.decay + rate
         y[:, t] = np.einsum("bhk,bhkv->bhv", q[:, t], s.w)
@@ -169,6 +174,35 @@ def test_no_consolidation_in_reach(config):
     writes, state, p, _ = example(0)
     *readout, end = scan(writes, state, p, config)
     check(tuple(readout), end, token_by_token(writes, state, p, config))
+
+
+DELTA = replace(CONFIG, plasticity="delta")
+
+
+def delta_stream(seed: int):
+    writes, state, p = make_stream(seed)
+    k_BxNxHxK = writes.k_BxNxHxK
+    unit = replace(writes, k_BxNxHxK=k_BxNxHxK / jnp.linalg.norm(k_BxNxHxK, axis=-1, keepdims=True))
+    return unit, replace(state, position=jnp.asarray(3, jnp.int32)), p
+
+
+@pytest.mark.parametrize("cuts", [(N,), (3, 8, 1, 8)])
+def test_corrected_errors_along_a_stream(cuts):
+    """With consolidation, feedback and the monitor, however the stream is cut."""
+    writes, start, p = delta_stream(0)
+    assert np.any(writes.eta_BxNxH * start.eta_factor_BxH[:, None] > 1), "nothing to limit: a useless example"
+    readout, state = in_pieces(cuts, writes, start, p, DELTA)
+    check(tuple(readout), state, token_by_token(writes, start, p, DELTA))
+    jax.tree.map(close, state.lyapunov, scan(writes, start, p, DELTA)[-1].lyapunov)
+
+
+def test_the_monitor_follows_the_memory_that_corrects_errors():
+    writes, start, p = delta_stream(1)
+    config = replace(OFF, plasticity="delta")
+    end = scan(replace(writes, reset_BxN=jnp.zeros((B, N), bool)), start, p, config)[-1]
+    # Its interval began with the energy 0 that the state was made with.
+    close(end.lyapunov.energy_change_BxH, np.square(end.w_BxHxKxV).sum((-2, -1)))
+    close(end.lyapunov.chunk_energy_BxH, end.lyapunov.energy_change_BxH)
 
 
 def test_a_document_starts_from_nothing():

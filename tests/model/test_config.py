@@ -48,6 +48,7 @@ def with_fields(**changes: Any) -> ModelConfig:
         ("resolvent_gamma", "mine"),
         ("bk_mode", "two-sided"),
         ("position_embedding", "rotary"),
+        ("plasticity", "Delta"),
     ],
 )
 def test_out_of_range(name, value):
@@ -67,6 +68,7 @@ def test_out_of_range(name, value):
         {"resonance__threshold": 1.0, "half_life_max": 2.0},
         {"bk_mode": "bidirectional", "encoder": True},
         {"position_embedding": "zeta", "d_model": 2},
+        {"plasticity": "delta", "eta": 1.0},
     ],
 )
 def test_in_range(changes):
@@ -76,6 +78,16 @@ def test_in_range(changes):
 def test_a_language_model_does_not_look_ahead():
     with pytest.raises(UserError, match=r"model\.bk_mode=bidirectional .* use causal, or model\.encoder=True"):
         with_fields(bk_mode="bidirectional").validate()
+
+
+def test_corrections_of_errors_that_could_grow():
+    with pytest.raises(
+        UserError,
+        match=r"^model\.key_norm=False lets model\.plasticity=delta diverge .* use model\.key_norm=True, or [^\n]+$",
+    ):
+        with_fields(plasticity="delta", key_norm=False).validate()
+    with pytest.raises(UserError, match=r"^model\.eta=1\.5 must be at most 1 with model\.plasticity=delta [^\n]+$"):
+        with_fields(plasticity="delta", eta=1.5).validate()
 
 
 def test_zeta_positions_need_an_even_width():

@@ -59,6 +59,7 @@ SWITCHES = {
     "bk_mode": Switch("bidirectional", given={"encoder": True}),
     "epsilon_min": Switch(0.05),
     "memory": Switch(False),
+    "plasticity": Switch("delta"),
     "eta": Switch(0.1),
     "conv_width": Switch(2),
     "key_norm": Switch(False),
