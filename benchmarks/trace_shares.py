@@ -31,7 +31,11 @@ SCANS = (
     ("Hebbian scan: its kernels", r"mosaic|(sweep|queries|cotangents|prepare|collect|join)_kernel"),
     ("resolvent scan: its kernels", r"^(maps|entries|fractions|carries|incoming|adjoint)_kernel"),
 )
-SCOPES = (("Hebbian scan: the rest", "hebbian_scan"), ("resolvent scan: the rest", "resolvent_scan"))
+SCOPES = (
+    ("Hebbian scan: the rest", "hebbian_scan"),
+    ("delta rule: the corrections", "delta_correction"),
+    ("resolvent scan: the rest", "resolvent_scan"),
+)
 OTHERS = (
     ("matrix products", r"gemm|gemv|cutlass|cublas|xmma|nvjet|splitk|(^|_)dot(_|$)"),
     ("sorting, scatter, gather", r"sort|scatter|gather|radix|topk"),

@@ -60,6 +60,10 @@ def _identity_hebbian(q, k, v, log_decay, eta, initial_state=None, *, reset=None
     return v * eta[..., None] + jnp.mean(q, axis=-1, keepdims=True), initial_state
 
 
+def _identity_delta(q, k, v, log_decay, eta, initial_state=None, *, reset=None, implementation=None):
+    return *_identity_hebbian(q, k, v, log_decay, eta, initial_state, reset=reset, implementation=implementation), v
+
+
 def _identity_resolvent(v, gamma, u, z_re, z_im, initial_g=None, *, reset=None, mode="causal", implementation=None):
     del reset, mode, implementation
     return v * u + z_re, gamma + z_im, initial_g
@@ -84,10 +88,11 @@ def _compiled(config: ModelConfig, seq_len: int, identity: bool) -> Callable[[],
     function, arguments = _gradient(config, seq_len)
     replaced = (
         mock.patch("phase2_jax.memory.hebbian.hebbian_scan", _identity_hebbian),
+        mock.patch("phase2_jax.memory.hebbian.delta_scan_with_values", _identity_delta),
         mock.patch("phase2_jax.model.resolvent_branch.resolvent_scan", _identity_resolvent),
     )
     if identity:
-        with replaced[0], replaced[1]:
+        with replaced[0], replaced[1], replaced[2]:
             compiled = jax.jit(function).lower(*arguments).compile()
     else:
         compiled = jax.jit(function).lower(*arguments).compile()

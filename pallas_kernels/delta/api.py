@@ -61,12 +61,13 @@ def delta_scan_with_values(
     this one with u in the place of v. Arguments, the other results and what is raised are those of delta_scan.
     """
     arrays = check_scan("delta_scan", q_BxNxHxK, k_BxNxHxK, v_BxNxHxV, log_decay, eta, initial_state, reset)
-    q, k, v, log_decay, eta, state, reset = arrays = registry.vary_alike(arrays)
+    arrays = registry.vary_alike(arrays)
     if implementation == "naive":
         return naive.scan(*arrays)
+    q, k, v, log_decay_BxNxH, eta_BxNxH, state, reset = arrays
     with jax.named_scope("delta_correction"):
-        u, entries = chunked.corrected_values(k, v, log_decay, eta, state, reset)
-    y, final = _stored_and_read(q, k, u, log_decay, eta, entries, reset, implementation)
+        u, entries = chunked.corrected_values(k, v, log_decay_BxNxH, eta_BxNxH, state, reset)
+    y, final = _stored_and_read(q, k, u, log_decay_BxNxH, eta_BxNxH, entries, reset, implementation)
     return y, final, u
 
 

@@ -160,11 +160,11 @@ def _corrected_bwd(chunk: int, residuals, cotangents):
         through = jnp.where(decays.survives[:, None], through, 0)
     read = jnp.sum(chunks.read * dread, axis=-1)
     dlog_decay = log_decay_cotangent(paths * eta_j, read, stored * chunks.eta, through)
-    gradients = (
+    dk, dv, dlog_decay, deta = (
         join_chunks(d)[:, : x.shape[1]].astype(x.dtype)
         for d, x in zip((dk, dv, dlog_decay, deta), inputs[:4], strict=True)
     )
-    return Inputs(*gradients, None), dinitial
+    return Inputs(dk, dv, dlog_decay, deta, None), dinitial
 
 
 _corrected.defvjp(_corrected_fwd, _corrected_bwd)

@@ -1,6 +1,7 @@
 """The error-correcting memory in chunks against its law, and what corrections are for."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +22,7 @@ def x64():
         yield
 
 
-def make_inputs(batch, tokens, heads, key_width, value_width, seed=0, dtype=np.float64):
+def make_inputs(batch, tokens, heads, key_width, value_width, seed=0, dtype: Any = np.float64):
     """Unit keys of which many repeat, decays from none to instant, corrections from none to whole."""
     rng = np.random.default_rng(seed)
     q, k = rng.normal(size=(2, batch, tokens, heads, key_width))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ import pytest
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 from jax.sharding import PartitionSpec as P
 
+from pallas_kernels import delta_scan, registry
 from pallas_kernels.hebbian import mosaic, sweep
 
 HOPPER = AbstractMesh(
@@ -64,6 +66,17 @@ def test_lowers_for_a_gpu(function, sizes, lead, expected):
     for _ in lead:
         function = jax.vmap(function)
     assert launches(function, arguments(*sizes, lead=lead)) == expected
+
+
+@pytest.mark.parametrize("tokens", [200, 1000])
+def test_corrected_values_go_through_the_kernels(monkeypatch, tokens):
+    monkeypatch.setattr(registry, "default_device", lambda: SimpleNamespace(platform="gpu", compute_capability="9.0"))
+    monkeypatch.setattr(registry, "has_triton", lambda: False)
+
+    def corrected(*inputs):
+        return delta_scan(*inputs[:6], reset=inputs[6])
+
+    assert launches(corrected, arguments(2, tokens, 2, 64, 64)) == 1
 
 
 def test_a_part_of_the_rows_for_each_device():

@@ -21,6 +21,7 @@ from phase2_jax.errors import UserError
 from phase2_jax.inference.loading import load_model
 from phase2_jax.memory.config import ConsolidationConfig
 from phase2_jax.memory.hebbian import Writes
+from phase2_jax.memory.state import init_memory_state
 from phase2_jax.model.config import ModelConfig
 from phase2_jax.model.language_model import LanguageModel, init_state
 from phase2_jax.reporting import inspection
@@ -190,6 +191,17 @@ def test_most_recalled_token_is_the_largest_part_of_the_readout() -> None:
     assert expected[7] == 6
     # Sums of float32 products in another order.
     np.testing.assert_allclose(share_N, earlier.max(axis=1) / sizes_NxT.sum(axis=1), rtol=1e-4)
+
+
+def test_what_is_recalled_is_what_was_written() -> None:
+    key = jnp.ones((1, 2, 1, 1))
+    v = jnp.asarray([3.0, 5.0]).reshape(1, 2, 1, 1)
+    ones = jnp.ones((1, 2, 1))
+    writes = Writes(key, key, v, 0 * ones, ones, jnp.zeros((1, 2), bool))
+    before = init_memory_state(1, 1, 1, 1, 1, 0)
+    assert inspection._written(writes, before, "hebbian") is writes
+    # The second write makes up for what the first left.
+    np.testing.assert_allclose(inspection._written(writes, before, "delta").v_BxNxHxV.ravel(), [3, 2], rtol=1e-6)
 
 
 def test_passage_shows_text_as_text() -> None:
