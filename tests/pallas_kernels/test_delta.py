@@ -120,17 +120,18 @@ def test_gradients_are_the_finite_differences():
 
 
 @pytest.mark.usefixtures("x64")
-def test_bfloat16_inputs_are_close_to_the_law_over_many_segments():
-    inputs = make_inputs(1, 1000, 2, 32, 16)
-    half = tuple(x.astype(jnp.bfloat16) for x in inputs[:3])
-    gates = tuple(x.astype(jnp.float32) for x in inputs[3:])
+def test_rounding_to_bfloat16_does_not_add_up_over_a_sequence():
+    """Nothing is forgotten, so that only corrections undo what rounding does."""
+    q, k, v, gate, _, state = make_inputs(1, 3000, 2, 16, 16)
+    half = tuple(x.astype(jnp.bfloat16) for x in (q, k, v))
+    gates = (jnp.zeros(gate.shape, jnp.float32), jnp.full(gate.shape, 0.37, jnp.float32), state.astype(jnp.float32))
     exact = computed(tuple(x.astype(jnp.float64) for x in (*half, *gates)), None, "naive")
     actual = computed((*half, *gates), None, "xla")
     assert actual["u"].dtype == actual["y"].dtype == actual["dk"].dtype == jnp.bfloat16
     assert actual["state"].dtype == actual["dlog_decay"].dtype == jnp.float32
-    for name in ("y", "state", "u"):
-        # Operands and corrected values are rounded by up to 2^-9 = 2e-3.
-        assert_close({name: actual[name]}, {name: exact[name]}, 1e-2)
+    # Operands are rounded by up to 2^-9 = 2e-3. Measured: 6e-3; in one segment 2e-2.
+    names = ("y", "state", "u", "dq", "dk", "dv", "deta")
+    assert_close({name: actual[name] for name in names}, {name: exact[name] for name in names}, 1e-2)
 
 
 def test_a_whole_correction_replaces_a_value_and_half_a_correction_half_of_it():
