@@ -2,9 +2,9 @@
 
     python train.py --config=configs/benchmarks/selective_copying.py --workdir=runs/selective_copying
 
-Not learned yet at this length: .21 of the tokens right after 500 steps, where the only run so far was given up. That
-is a plateau, not the end: at 96 tokens it is left after 200 steps at a learning rate of 5e-3 and .79 are right after
-1,400.
+Seventeen minutes on one H200 that six other runs share. Expect every one of the 8,192 tokens of the validation set
+right from step 8,000 on, .998 at step 5,000 and .9993 at 7,500 (one seed). All half-lives start at the length of the
+noise, and the resolvent is on.
 """
 
 from ml_collections import ConfigDict
@@ -14,6 +14,10 @@ from configs.benchmarks import induction
 
 def get_config() -> ConfigDict:
     config = induction.get_config()
+    config.model.num_heads = 4
+    config.model.dtype = "bfloat16"
+    config.model.resolvent = True
+    config.model.half_life_min = 1024.0
     config.model.half_life_max = 4.0 * 4096
     config.model.key_power = 0
     config.data.task.name = "selective_copying"
@@ -21,7 +25,7 @@ def get_config() -> ConfigDict:
     config.data.task.num_valid = 512
     config.train.seq_len = 4096
     config.train.batch_size = 64
-    config.train.num_steps = 5_000
-    config.optimizer.learning_rate = 1e-3
+    config.train.num_steps = 10_000
     config.train.steps_per_epoch = 500
+    config.optimizer.learning_rate = 5e-3
     return config

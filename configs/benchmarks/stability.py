@@ -3,7 +3,7 @@
     python train.py --config=configs/benchmarks/stability.py --workdir=runs/stability \
         --config.data.path=books/train_90M.txt.xz --config.data.valid_path=books/valid.txt
 
-Not run yet.
+Not run to its end: 2,726 steps without a spike that lasts, validation loss 1.170 nats a byte at step 2,000.
 """
 
 from ml_collections import ConfigDict
@@ -13,6 +13,7 @@ from phase2_jax.training.presets import original_preset
 
 def get_config() -> ConfigDict:
     config = original_preset(d_model=512, num_layers=6, num_heads=8, seq_len=1024)
+    config.model.output_gate = True
     config.model.dtype = "bfloat16"
     config.model.dropout = 0.0
     config.train.batch_size = 32
