@@ -24,6 +24,10 @@ FLOOR = -160.0
 # 64 steps of 160 are 10,240 < 2**14: every partial sum is a whole number of quanta that 24 bits hold.
 QUANTUM = 2.0**-10
 
+# Decays inside a chunk down to 2**-RANGE may be factored: their inverses, and products of them with what a sum or a
+# square of inputs makes up to 2**(128 - RANGE), stay inside the floats.
+RANGE = 48.0
+
 
 class Gates(NamedTuple):
     """rows (B, H, M, 3, C): high and low part of the inclusive sums of log2 decays in each chunk, and eta; one array,

@@ -14,12 +14,10 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels.hebbian.gates import CHUNK
+from pallas_kernels.hebbian.gates import CHUNK, RANGE
 
 MATRIX = plgpu.Layout.WGMMA
 SQUARE = (CHUNK, CHUNK)
-# Decays inside a chunk down to 2**-100 leave their inverses, and products with them, inside the floats.
-_RANGE = 100.0
 
 
 # jax 0.10 wants an index apart from the reference, 0.11 warns of one and 0.12 takes none.
@@ -48,9 +46,10 @@ def _columns(vector: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 class Decays(NamedTuple):
     """Factors of a chunk, per row: row what the entering state is worth in the readout, weight that of the values.
 
-    Where the whole decay is within _RANGE (inside), D_ij = row_i / row_j, weight is 1 / row (in order of time, times
-    eta) and decays need no C x C arithmetic: out_i = row_i (sum_j mask_ij (a_i . b_j) weight_j c_j + a_i S), and the
-    next state is whole (S + sum_j weight_j b_j c_j^T). Elsewhere weight is what a write is worth in the leaving state.
+    Where the whole decay is within gates.RANGE (inside), D_ij = row_i / row_j, weight is 1 / row (in order of time,
+    times eta) and decays need no C x C arithmetic: out_i = row_i (sum_j mask_ij (a_i . b_j) weight_j c_j + a_i S), and
+    the next state is whole (S + sum_j weight_j b_j c_j^T). Elsewhere weight is what a write is worth in the leaving
+    state.
     """
 
     row: jax.Array
@@ -65,7 +64,7 @@ def decays(gates_ref, reverse: bool) -> Decays:
     high, low, eta = (load(gates_ref.at[n], MATRIX.reduce(1)) for n in range(3))
     last_high, last_low = gates_ref[0, CHUNK - 1], gates_ref[1, CHUNK - 1]
     total = last_high + last_low
-    inside = total > -_RANGE
+    inside = total > -RANGE
     shift = jnp.where(inside, total, 0.0)
     from_entry, to_exit = high + low, (last_high - high) + (last_low - low)
     if reverse:

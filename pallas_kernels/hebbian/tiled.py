@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.hebbian.gates import ANCHOR, CHUNK, Gates, Paths
+from pallas_kernels.hebbian.gates import ANCHOR, CHUNK, RANGE, Gates, Paths
 from pallas_kernels.hebbian.sweep import Cotangents, Fused, Kind, Operands, Plan, Pulled, Swept
 
 
@@ -47,22 +47,40 @@ def _per_chunk(x: jax.Array, chunks: int) -> jax.Array:
 
 
 class Decays(NamedTuple):
-    """Of chunks side by side: between (..., C, C) from column to row, from entry and to exit (..., C), whole (...)."""
+    """Of chunks side by side, as kernels apply them: to scores (..., C, C), to what a readout has from the state and to
+    all of it (..., C), to what is read and to what is written (..., C), to the state before and after a write (...).
+    """
 
-    between: jax.Array
-    from_entry: jax.Array
-    to_exit: jax.Array
-    whole: jax.Array
+    scores: jax.Array
+    entering: jax.Array
+    readout: jax.Array
+    reads: jax.Array
+    writes: jax.Array
+    before: jax.Array
+    after: jax.Array
 
 
-def _decays(high: jax.Array, low: jax.Array) -> Decays:
+def _decays(high: jax.Array, low: jax.Array, reverse: bool) -> Decays:
+    """Factored where the whole decay of a chunk is within RANGE. In reverse, rows are written tokens."""
     position = jnp.arange(CHUNK)
     between = (high[..., :, None] - high[..., None, :]) + (low[..., :, None] - low[..., None, :])
+    mask = position[:, None] >= position
+    between = jnp.where(mask, jnp.exp2(between), 0)
+    from_entry, to_exit = high + low, (high[..., -1:] - high) + (low[..., -1:] - low)
+    total = high[..., -1] + low[..., -1]
+    if reverse:
+        mask, between, from_entry, to_exit = mask.T, _swap(between), to_exit, from_entry
+    row, inside = jnp.exp2(from_entry), total > -RANGE
+    inside_1, inside_2 = inside[..., None], inside[..., None, None]
+    weight = jnp.exp2(to_exit - jnp.where(inside_1, total[..., None], 0))
     return Decays(
-        jnp.where(position[:, None] >= position, jnp.exp2(between), 0),
-        jnp.exp2(high + low),
-        jnp.exp2((high[..., -1:] - high) + (low[..., -1:] - low)),
-        jnp.exp2(high[..., -1] + low[..., -1]),
+        jnp.where(inside_2, mask, between),
+        jnp.where(inside_1, 1, row),
+        jnp.where(inside_1, row, 1),
+        jnp.where(inside_1, weight, 1),
+        weight,
+        jnp.where(inside, 1, jnp.exp2(total)),
+        jnp.where(inside, jnp.exp2(total), 1),
     )
 
 
@@ -85,17 +103,20 @@ def _in_order(operands: Operands, gates: Gates, plan: Plan, x: jax.Array | None 
 
     def body(state, xs):
         (a, b, c, x), (high, low, eta) = xs
-        decays = _decays(high, low)
+        decays = _decays(high, low, reverse=False)
         out = read = inside = None
         if output:
-            from_state = _product(a, state, dtype) * decays.from_entry[..., None]
-            scores = _product(a, _swap(b), dtype) * decays.between * eta[..., None, :]
-            out = (from_state + _product(scores, c, dtype)).astype(dtype)
-            read = jnp.sum(x * from_state, -1)
-            later = _product(at_or_after, scores * _product(x, _swap(c), dtype), dtype)
+            read_c = c * (decays.reads * eta)[..., None]
+            from_state = _product(a, state, dtype) * decays.entering[..., None]
+            scores = _product(a, _swap(b), dtype) * decays.scores
+            out = ((from_state + _product(scores, read_c, dtype)) * decays.readout[..., None]).astype(dtype)
+            read = jnp.sum(x * from_state, -1) * decays.readout
+            alike = _product(x, _swap(read_c), dtype) * decays.readout[..., None]
+            later = _product(at_or_after, scores * alike, dtype)
             inside = jnp.sum(jnp.where(position < position[:, None], later, 0), -1)
-        written = _product(_swap(b), c * (decays.to_exit * eta)[..., None], dtype)
-        return state * decays.whole[..., None, None] + written, (out, read, inside, state)
+        written = _product(_swap(b), c * (decays.writes * eta)[..., None], dtype)
+        after = (state * decays.before[..., None, None] + written) * decays.after[..., None, None]
+        return after, (out, read, inside, state)
 
     return jax.lax.scan(body, operands.start, (tiles, _gates(gates, plan)))
 
@@ -107,17 +128,18 @@ def _against_time(pulled: Pulled, gates: Gates, plan: Plan):
 
     def body(state, xs):
         (q, k, v, dy), (high, low, eta) = xs
-        decays = _decays(high, low)
         # Rows are written tokens, columns the later ones that read them.
-        between, strength = _swap(decays.between), eta[..., None]
-        along = _product(v, _swap(dy), dtype) * between
-        scores = _product(k, _swap(q), dtype) * between
-        of_state = _product(v, _swap(state), dtype) * decays.to_exit[..., None]
-        dk = of_state + _product(along, q, dtype)
-        dv = _product(k, state, dtype) * decays.to_exit[..., None] + _product(scores, dy, dtype)
-        vectors = jnp.sum(k * of_state, -1) * eta, jnp.sum(k * dk, -1)
-        written = _product(_swap(q), dy * decays.from_entry[..., None], dtype)
-        state = state * decays.whole[..., None, None] + written
+        decays = _decays(high, low, reverse=True)
+        entering, readout, strength = (x[..., None] for x in (decays.entering, decays.readout, eta))
+        read_dy = dy * decays.reads[..., None]
+        along = _product(v, _swap(read_dy), dtype) * decays.scores
+        scores = _product(k, _swap(q), dtype) * decays.scores
+        of_state = _product(v, _swap(state), dtype) * entering
+        dk = (of_state + _product(along, q, dtype)) * readout
+        dv = (_product(k, state, dtype) * entering + _product(scores, read_dy, dtype)) * readout
+        vectors = jnp.sum(k * of_state, -1) * decays.readout * eta, jnp.sum(k * dk, -1)
+        written = _product(_swap(q), dy * decays.writes[..., None], dtype)
+        state = (state * decays.before[..., None, None] + written) * decays.after[..., None, None]
         return state, ((dk * strength).astype(dtype), (dv * strength).astype(dtype), vectors, state)
 
     return jax.lax.scan(body, pulled.end, (tiles, _gates(gates, plan)), reverse=True)

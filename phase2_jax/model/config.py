@@ -74,8 +74,6 @@ class ModelConfig:
     them as they are."""
     eta_gate: bool = True
     """η_t = η·sigmoid(w·x_t) instead of η."""
-    hard_eta_gate: bool = False
-    """min(max(w·x_t / 6 + 1/2, 0), 1) in the place of that sigmoid, so that a token can write nothing at all."""
     readout_norm: bool = True
     """RMSNorm on each head's readout."""
     output_gate: bool = True
@@ -198,8 +196,6 @@ class ModelConfig:
             )
         if self.position_embedding == "zeta" and self.d_model % 2:
             raise UserError(f"model.d_model={self.d_model} must be even for model.position_embedding=zeta")
-        if self.hard_eta_gate and not self.eta_gate:
-            raise UserError("model.hard_eta_gate=True shapes the gate that model.eta_gate=False takes away: drop one")
         self._validate_zeta()
         self._validate_plasticity()
         needed = self.base_decay * self.dt * self.half_life_min

@@ -75,8 +75,7 @@ class MemoryBranch(nnx.Module):
         shape_BxNxH = q_BxNxHxK.shape[:3]
         eta_BxNxH = jnp.full(shape_BxNxH, self.config.eta, jnp.float32)
         if self.write_gate is not None:
-            squash = jax.nn.hard_sigmoid if self.config.hard_eta_gate else jax.nn.sigmoid
-            eta_BxNxH = eta_BxNxH * squash(self.write_gate(x_BxNxD.astype(jnp.float32)))
+            eta_BxNxH = eta_BxNxH * jax.nn.sigmoid(self.write_gate(x_BxNxD.astype(jnp.float32)))
         log_decay_BxNxH = jnp.broadcast_to(-gamma_BxNxP * self.config.dt, shape_BxNxH)
         return Writes(q_BxNxHxK, k_BxNxHxK, v_BxNxHxV, log_decay_BxNxH, eta_BxNxH, reset_BxN), state
 

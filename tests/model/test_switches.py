@@ -65,7 +65,6 @@ SWITCHES = {
     "key_norm": Switch(False),
     "key_power": Switch(2),
     "eta_gate": Switch(False),
-    "hard_eta_gate": Switch(True),
     "readout_norm": Switch(False),
     "output_gate": Switch(False),
     "memory_feedback": Switch(False),

@@ -88,6 +88,29 @@ def test_kernel_follows_the_law(name, dtype, sizes, widths, rate, resets, mapped
     assert max(errors.values()) < bound, errors
 
 
+# Total log2 decays of a chunk: just inside the range of mosaic's factored form, and beyond it.
+@pytest.mark.parametrize("width", [64, 128])
+@pytest.mark.parametrize("total", [47.0, 90.0])
+@pytest.mark.parametrize("name", ["mosaic", "triton"])
+def test_huge_inputs_stay_finite(name, total, width):
+    rng = np.random.default_rng(0)
+    sizes = (1, 200, 1)
+    q, k, v, dy = (jnp.asarray(2.0**20 * rng.normal(size=(*sizes, width)), jnp.bfloat16) for _ in range(4))
+    log_decay = jnp.full(sizes, -total / 64 * np.log(2), jnp.float32)
+    initial = jnp.asarray(2.0**40 * rng.normal(size=(1, 1, width, width)), jnp.float32)
+    arguments, cotangents = (q, k, v, log_decay, jnp.ones(sizes, jnp.float32), initial), (dy, initial)
+    scan = functools.partial(hebbian_scan, implementation=name)
+    found = jax.jit(functools.partial(with_gradients, scan))(arguments, cotangents)
+    with jax.enable_x64(True), jax.default_device(jax.devices("cpu")[0]):
+        wide = jax.tree.map(lambda x: jnp.asarray(np.asarray(x, np.float64)), (arguments, cotangents))
+        law = functools.partial(naive.scan, reset_BxN=None)
+        expected = jax.tree.leaves(jax.jit(functools.partial(with_gradients, law))(*wide))
+    for label, x, reference in zip(NAMES, jax.tree.leaves(found), expected, strict=True):
+        x, reference = np.asarray(x, np.float64), np.asarray(reference)
+        # Roundings of bfloat16 operands are 2e-3 each.
+        assert np.linalg.norm(x - reference) < 5e-3 * np.linalg.norm(reference), label
+
+
 @pytest.mark.parametrize("name", ["mosaic", "triton"])
 def test_more_streams_than_an_axis_of_programs_holds(name):
     batch, width = 66_000, 64

@@ -72,6 +72,32 @@ def test_results_and_all_gradients(num_tokens, segment, dtype, rate, resets):
         assert not np.any(np.asarray(found[1][3])[np.asarray(reset)])
 
 
+# Total log2 decays of a chunk: nearly none, just inside the range of the factored form, beyond it, and far beyond.
+@pytest.mark.parametrize("total", [0.1, 47.0, 90.0, 400.0])
+def test_huge_inputs_stay_finite(total):
+    rng = np.random.default_rng(0)
+    sizes = (1, 200, 1)
+    q, k, v, dy = (jnp.asarray(2.0**20 * rng.normal(size=(*sizes, 8)), jnp.bfloat16) for _ in range(4))
+    log_decay = jnp.full(sizes, -total / 64 * np.log(2), jnp.float32)
+    eta, initial = jnp.ones(sizes, jnp.float32), jnp.asarray(2.0**40 * rng.normal(size=(1, 1, 8, 8)), jnp.float32)
+
+    def with_gradients(scan, arguments, cotangents):
+        results, pullback = jax.vjp(scan, *arguments)
+        return results, pullback(cotangents)
+
+    scan = functools.partial(sweep.scan, reset_BxN=None, fused=tiled.fused(100))
+    arguments, cotangents = (q, k, v, log_decay, eta, initial), (dy, initial)
+    found = jax.jit(functools.partial(with_gradients, scan))(arguments, cotangents)
+    with jax.enable_x64(True):
+        wide = jax.tree.map(lambda x: jnp.asarray(np.asarray(x, np.float64)), (arguments, cotangents))
+        law = functools.partial(with_gradients, functools.partial(naive.scan, reset_BxN=None))
+        expected = jax.tree.leaves(jax.tree.map(np.asarray, jax.jit(law)(*wide)))
+    for x, reference in zip(jax.tree.leaves(found), expected, strict=True):
+        # The law's results are far inside float32; roundings of bfloat16 operands are 2e-3 each.
+        assert np.abs(reference).max() < 2.0**120
+        assert relative(x, reference) < 5e-3
+
+
 def behind_a_wall(compute):
     """compute(arrays..., gates, plan) as a kernel is to JAX: nothing inside is mapped over or differentiated."""
 
