@@ -17,8 +17,7 @@ def get_config() -> ConfigDict:
     config.model.num_layers = 4
     config.model.num_heads = 4
     config.model.head_dim = 32
-    config.model.output_gate = False
-    config.model.ffn_dim = 448
+    config.model.ffn_dim = 384
     config.model.base_decay = 1e-3
     config.model.consolidation.interval = 64
     config.train.num_epochs = 3

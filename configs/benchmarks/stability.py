@@ -13,7 +13,6 @@ from phase2_jax.training.presets import original_preset
 
 def get_config() -> ConfigDict:
     config = original_preset(d_model=512, num_layers=6, num_heads=8, seq_len=1024)
-    config.model.output_gate = True
     config.model.dtype = "bfloat16"
     config.model.dropout = 0.0
     config.train.batch_size = 32

@@ -13,10 +13,10 @@ On one H200 80 s each (125m: two minutes): 437,000 tokens/s (base; xla 339,000),
 runs of their own, without CUDA graphs: with them jax 0.11.2 ended a run of 125m by a segmentation fault in the first
 step after its trace.
 
-Any text does as data.path; without one it is the text the package ships. Variants are `base`, the base preset with an
-output gate and 20,933,872 parameters, and `125m`: twelve layers of d 768 with 125,116,880, of which the feed-forward
-branch has what words would take as embeddings. Each step's tokens/s, MFU and peak memory are in `metrics.jsonl`; the
-report draws the loss curves of both runs over each other.
+Any text does as data.path; without one it is the text the package ships. Variants are `base`, the base preset with
+20,933,872 parameters, and `125m`: twelve layers of d 768 with 125,116,880, of which the feed-forward branch has what
+words would take as embeddings. Each step's tokens/s, MFU and peak memory are in `metrics.jsonl`; the report draws the
+loss curves of both runs over each other.
 """
 
 from ml_collections import ConfigDict
@@ -34,7 +34,6 @@ def get_config(variant: str = "base") -> ConfigDict:
     if variant not in SIZES:
         raise UserError(f"--config variant {variant!r} does not exist: there are {', '.join(SIZES)}")
     config = original_preset(**SIZES[variant], seq_len=2048)
-    config.model.output_gate = True
     config.model.dtype = "bfloat16"
     config.model.dropout = 0.0
     config.train.batch_size = 16

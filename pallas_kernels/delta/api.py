@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from pallas_kernels import registry
 from pallas_kernels.chunking import pad_tokens
 from pallas_kernels.delta import chunked, naive
-from pallas_kernels.hebbian.api import check_scan, hebbian_scan
+from pallas_kernels.hebbian.api import check_scan, choose, hebbian_scan
 
 # Tokens that one Hebbian scan takes before it starts again from the state of the corrections. Its kernels round each
 # write to bfloat16; here writes cancel each other, and what rounding leaves of them would add up over the sequence.
@@ -61,6 +61,7 @@ def delta_scan_with_values(
     this one with u in the place of v. Arguments, the other results and what is raised are those of delta_scan.
     """
     arrays = check_scan("delta_scan", q_BxNxHxK, k_BxNxHxK, v_BxNxHxV, log_decay, eta, initial_state, reset)
+    choose("delta_scan", arrays, implementation)
     arrays = registry.vary_alike(arrays)
     if implementation == "naive":
         return naive.scan(*arrays)

@@ -155,6 +155,23 @@ def check_scan(
     return q_BxNxHxK, k_BxNxHxK, v_BxNxHxV, log_decay_BxNxH, eta_BxNxH, initial_state.astype(dtype), reset
 
 
+def choose(name: str, arrays: tuple, implementation: str | None) -> registry.Implementation:
+    """What runs `hebbian_scan` on arguments that `check_scan` returned.
+
+    Raises:
+      ValueError: `implementation` cannot; the message begins with `name`.
+    """
+    q, k, v, _, _, state, reset = arrays
+    problem = registry.Problem(
+        device=registry.default_device(),
+        shapes={"q": q.shape, "v": v.shape},
+        dtypes={"q": q.dtype, "k": k.dtype, "v": v.dtype, "state": state.dtype},
+        options={"reset": reset is not None},
+        tracked=bool(registry.varying_axes(arrays)),
+    )
+    return registry.choose(name, IMPLEMENTATIONS, implementation, problem)
+
+
 @jax.named_scope("hebbian_scan")
 def hebbian_scan(
     q_BxNxHxK: jax.Array,
@@ -191,15 +208,7 @@ def hebbian_scan(
     """
     name = "hebbian_scan"
     arrays = check_scan(name, q_BxNxHxK, k_BxNxHxK, v_BxNxHxV, log_decay, eta, initial_state, reset)
-    dtype = arrays[5].dtype
-    problem = registry.Problem(
-        device=registry.default_device(),
-        shapes={"q": q_BxNxHxK.shape, "v": v_BxNxHxV.shape},
-        dtypes={"q": q_BxNxHxK.dtype, "k": k_BxNxHxK.dtype, "v": v_BxNxHxV.dtype, "state": dtype},
-        options={"reset": reset is not None},
-        tracked=bool(registry.varying_axes(arrays)),
-    )
-    return registry.choose(name, IMPLEMENTATIONS, implementation, problem).run(*registry.vary_alike(arrays))
+    return choose(name, arrays, implementation).run(*registry.vary_alike(arrays))
 
 
 def hebbian_step(

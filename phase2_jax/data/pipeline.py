@@ -152,13 +152,15 @@ def _window_batch(stream: TokenStream, starts_B: np.ndarray, seq_len: int) -> Ba
 def _cut_batch(
     stream: TokenStream, starts_B: np.ndarray, seq_len: int, fresh_B: np.ndarray, ends_B: np.ndarray | None = None
 ) -> Batch:
-    """Rows of N tokens from `starts_B` on; inputs at or beyond `ends_B` are padding, without `ends_B` the text starts
-    over behind its last label.
+    """Rows of N tokens from `starts_B` on; inputs at or beyond `ends_B` are padding. Without `ends_B` the text goes on
+    with its first token after its last label.
     """
     positions_BxN = starts_B[:, None] + np.arange(seq_len)
     if ends_B is None:
         positions_BxN %= len(stream) - 1
-    valid_BxN = positions_BxN < (len(stream) if ends_B is None else ends_B[:, None])
+        valid_BxN = np.ones(positions_BxN.shape, bool)
+    else:
+        valid_BxN = positions_BxN < ends_B[:, None]
     safe_BxN = np.where(valid_BxN, positions_BxN, 0)
     tokens_BxN = np.where(valid_BxN, stream.tokens[safe_BxN], 0)
     labels_BxN = np.where(valid_BxN, stream.tokens[safe_BxN + 1], NOT_SCORED)

@@ -69,6 +69,16 @@ def _store(
     return *hebbian_scan(*arguments, reset=writes.reset_BxN, implementation=implementation), writes.v_BxNxHxV
 
 
+def _raised(eta_BxNxH: jax.Array, factor_BxNxH: jax.Array, plasticity: str) -> jax.Array:
+    """η as consolidation raises it: η·factor, with the delta rule 1 − (1 − η)^factor for η ≤ 1."""
+    if plasticity != "delta":
+        return eta_BxNxH * factor_BxNxH
+    # More than the whole error would overshoot; a clipped η would leave its gate without a gradient. The whole error
+    # itself has an infinite logarithm.
+    below_one_BxNxH = jnp.minimum(eta_BxNxH, 1 - 1e-6)
+    return -jnp.expm1(factor_BxNxH * jnp.log1p(-below_one_BxNxH))
+
+
 def _scan_piece(
     writes: Writes, state: MemoryState, feedback_KxV: jax.Array, config: MemoryConfig, implementation: str | None
 ) -> tuple[Readout, MemoryState]:
@@ -77,11 +87,10 @@ def _scan_piece(
     begun_BxN = jnp.cumsum(writes.reset_BxN, axis=1)
     # What the last consolidation decided holds until a new document begins.
     same_document_BxNx1 = (begun_BxN == 0)[..., None]
-    eta_BxNxH = writes.eta_BxNxH * jnp.where(same_document_BxNx1, state.eta_factor_BxH[:, None], 1)
+    eta_BxNxH = _raised(
+        writes.eta_BxNxH, jnp.where(same_document_BxNx1, state.eta_factor_BxH[:, None], 1), config.plasticity
+    )
     log_decay_BxNxH = writes.log_decay_BxNxH * jnp.where(same_document_BxNx1, state.gamma_factor_BxH[:, None], 1)
-    if config.plasticity == "delta":
-        # Consolidation may raise η, but more than the whole error would overshoot.
-        eta_BxNxH = jnp.minimum(eta_BxNxH, 1)
     writes = replace(writes, log_decay_BxNxH=log_decay_BxNxH, eta_BxNxH=eta_BxNxH)
     y_BxNxHxV, w_BxHxKxV, v = _store(writes, state.w_BxHxKxV, config.plasticity, implementation)
     k = writes.k_BxNxHxK

@@ -16,7 +16,6 @@ def original_preset(*, d_model: int, num_layers: int, num_heads: int, seq_len: i
     config.model.num_layers = num_layers
     config.model.num_heads = num_heads
     config.model.head_dim = 64
-    config.model.output_gate = False
     config.model.dropout = 0.1
     config.model.base_decay = 1e-4
     config.train.seq_len = seq_len

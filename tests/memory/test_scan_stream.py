@@ -89,7 +89,7 @@ def token_by_token(writes: Writes, state: MemoryState, p: jax.Array, config: Mem
         s.w = np.exp(-rate)[..., None, None] * s.w
         value = v[:, t]
         if config.plasticity == "delta":
-            strength = np.minimum(strength, 1)
+            strength = 1 - (1 - eta[:, t]) ** s.eta_factor
             value = value - np.einsum("bhk,bhkv->bhv", k[:, t], s.w)
         s.w = s.w + np.einsum("bh,bhk,bhv->bhkv", strength, k[:, t], value)
         norms = np.linalg.norm(k[:, t], axis=-1) * np.linalg.norm(value, axis=-1)
@@ -194,6 +194,23 @@ def test_corrected_errors_along_a_stream(cuts):
     readout, state = in_pieces(cuts, writes, start, p, DELTA)
     check(tuple(readout), state, token_by_token(writes, start, p, DELTA))
     jax.tree.map(close, state.lyapunov, scan(writes, start, p, DELTA)[-1].lyapunov)
+
+
+def test_a_raised_share_of_the_error_stays_below_one_and_keeps_its_gradient():
+    writes, state, p = delta_stream(0)
+    writes = replace(writes, reset_BxN=jnp.zeros((B, N), bool))
+    state = replace(state, eta_factor_BxH=jnp.full((B, H), 1.5))
+
+    def energy(eta):
+        config = replace(DELTA, consolidation=ConsolidationConfig(0))
+        end = scan(replace(writes, eta_BxNxH=jnp.full((B, N, H), eta)), state, p, config)[-1]
+        return jnp.sum(jnp.square(end.w_BxHxKxV)), end.coherence_BxH
+
+    # Multiplied, both shares would be beyond the whole error, and a limit would make them alike.
+    (first, _), gradient = jax.value_and_grad(energy, has_aux=True)(0.7)
+    second, _ = energy(0.9)
+    assert first != second
+    assert gradient != 0
 
 
 def test_the_monitor_follows_the_memory_that_corrects_errors():

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from pallas_kernels import hebbian_scan, resolvent_scan
+from pallas_kernels import delta_scan, hebbian_scan, resolvent_scan
 from pallas_kernels.hebbian import naive
 from phase2_jax.model.config import ModelConfig
 from phase2_jax.model.language_model import LanguageModel, init_state
@@ -109,6 +109,31 @@ def test_huge_inputs_stay_finite(name, total, width):
         x, reference = np.asarray(x, np.float64), np.asarray(reference)
         # Roundings of bfloat16 operands are 2e-3 each.
         assert np.linalg.norm(x - reference) < 5e-3 * np.linalg.norm(reference), label
+
+
+@pytest.mark.parametrize("name", ["mosaic", "triton"])
+def test_corrected_errors_follow_the_law(name):
+    rng = np.random.default_rng(0)
+    sizes, width = (2, 700, 2), 64
+    q, k, v, dy = (jnp.asarray(rng.normal(size=(*sizes, width)) / 8, jnp.bfloat16) for _ in range(4))
+    log_decay = jnp.asarray(-0.05 * np.abs(rng.normal(size=sizes)), jnp.float32)
+    eta = jnp.asarray(rng.uniform(size=sizes), jnp.float32)
+    initial = jnp.asarray(rng.normal(size=(2, 2, width, width)), jnp.float32)
+    reset = jnp.asarray(rng.random(sizes[:2]) < 0.02)
+    arguments, cotangents = (q, k, v, log_decay, eta, initial), (dy, initial[::-1])
+
+    def scan(implementation, reset):
+        plain = functools.partial(delta_scan, reset=reset, implementation=implementation)
+        return jax.jit(functools.partial(with_gradients, plain))
+
+    found = jax.tree.leaves(scan(name, reset)(arguments, cotangents))
+    with jax.enable_x64(True), jax.default_device(jax.devices("cpu")[0]):
+        wide = jax.tree.map(lambda x: jnp.asarray(np.asarray(x, np.float64)), (arguments, cotangents))
+        expected = jax.tree.leaves(scan("naive", jnp.asarray(np.asarray(reset)))(*wide))
+    for label, x, reference in zip(NAMES, found, expected, strict=True):
+        x, reference = np.asarray(x, np.float64), np.asarray(reference)
+        # The corrected values are rounded to bfloat16 once more than the operands.
+        assert np.linalg.norm(x - reference) < 1e-2 * np.linalg.norm(reference), label
 
 
 @pytest.mark.parametrize("name", ["mosaic", "triton"])

@@ -53,6 +53,40 @@ def test_every_preset_has_a_file_and_every_file_a_recipe():
         assert f"--config=configs/{path.name} --workdir=runs/{path.stem}" in path.read_text(encoding="utf-8")
 
 
+RECIPES = sorted(path.stem for path in (CONFIGS / "benchmarks").glob("*.py"))
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_is_valid_and_says_how_it_is_run(name, tmp_path):
+    config = load(f"benchmarks/{name}")
+    if config.data.format == "wikitext":
+        config.data.path = str(tmp_path)
+    from_config_dict(config)
+    text = (CONFIGS / "benchmarks" / f"{name}.py").read_text(encoding="utf-8")
+    assert f"python train.py --config=configs/benchmarks/{name}.py" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "variant", "wanted"),
+    [
+        ("books", "3000", "a length that divides 32768"),
+        ("books", "2048,1b", "a length that divides 32768, or LENGTH,125m"),
+        ("mqar", "512", "LENGTH,PAIRS,WIDTH"),
+        ("mqar_mixture", "2,128", "HEADS,K,V"),
+    ],
+)
+def test_a_recipe_names_a_wrong_variant(name, variant, wanted):
+    with pytest.raises(UserError, match=wanted):
+        load(f"benchmarks/{name}", variant)
+
+
+@pytest.mark.parametrize(("variant", "parameters"), [("2048", 27_827_520), ("2048,125m", 123_941_072)])
+def test_models_of_books_have_the_sizes_that_are_compared(variant, parameters):
+    config = resolve_model(from_config_dict(load("benchmarks/books", variant)).model, ByteTokenizer().vocab_size)
+    params = nnx.state(nnx.eval_shape(lambda: LanguageModel(config, seq_len=2048, rngs=nnx.Rngs(0))), nnx.Param)
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == parameters
+
+
 def test_every_setting_can_be_named_on_the_command_line():
     # A ConfigDict finds its own methods (items, values, ...) before a field of that name.
     assert not {name for path in flatten(default_config().to_dict()) for name in path.split(".")} & set(dir(ConfigDict))

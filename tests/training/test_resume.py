@@ -44,7 +44,7 @@ def experiment(text: Path, **train: Any) -> ExperimentConfig:
             dropout=0.1,
             consolidation=ConsolidationConfig(interval=8),
         ),
-        data=DataConfig(path=str(text), fresh_state_fraction=0.2, document_separator="\n\n"),
+        data=DataConfig(path=str(text), fresh_state_fraction=0.2, random_start=True, document_separator="\n\n"),
         optimizer=OptimizerConfig(learning_rate=1e-2, warmup_steps=2),
         train=TrainConfig(**settings),
         checkpoint=CheckpointConfig(every_steps=3),
