@@ -41,6 +41,7 @@ KERNELS = (
     ("join_kernel", 8, "", "Hebbian scan: its kernels"),
     ("adjoint_kernel", 40, "", "resolvent scan: its kernels"),
     ("gemm_fusion_dot_3", 60, "jit(train_step)/jvp()/hebbian_scan/dot_general", "Hebbian scan: the rest"),
+    ("loop_gemm_fusion_1", 20, "jit(train_step)/transpose(jvp(delta_correction))", "delta rule: the corrections"),
     ("loop_reduce_fusion", 80, "jit(train_step)/resolvent_scan/while/body/reduce", "resolvent scan: the rest"),
     ("nvjet_hsh_128x256_64x4_2x1_v_bz_NNT", 300, "jit(train_step)/dot_general", "matrix products"),
     ("void splitKreduce_kernel<32>", 30, "", "matrix products"),
@@ -48,7 +49,7 @@ KERNELS = (
     ("input_reduce_fusion_2", 70, "", "reductions"),
     ("MemcpyD2D", 100, "", "copies, slices, stacking"),
     ("loop_dynamic_update_slice_fusion", 90, "", "copies, slices, stacking"),
-    ("loop_multiply_fusion", 150, "", "elementwise and other"),
+    ("loop_multiply_fusion", 130, "", "elementwise and other"),
 )
 
 
@@ -79,8 +80,8 @@ def test_every_kernel_counts_once_in_its_class(tmp_path):
     result = run(tmp_path, "--top=1")
     assert result.returncode == 0, result.stderr
     summary, *lines = result.stdout.splitlines()
-    # From 200 to 12,350 µs.
-    assert summary == "2 steps; each 6 kernels, 0.50 ms of them in 6.08 ms; 69% of the kernels without an operation"
+    # From 200 to 13,330 µs.
+    assert summary == "2 steps; each 7 kernels, 0.50 ms of them in 6.57 ms; 64% of the kernels without an operation"
     classes, largest = "\n".join(lines).strip().split("\n\n")
     found = {}
     for line in classes.splitlines()[1:]:
@@ -92,7 +93,7 @@ def test_every_kernel_counts_once_in_its_class(tmp_path):
     assert found == {
         label: (f"{sum(times) / 10:.1f}%", sum(times) / 2_000, len(times) / 2) for label, times in expected.items()
     }
-    assert [line.split() for line in largest.splitlines()[1:]] == [["30.0%", "0.150", "0.5", KERNELS[6][0]]]
+    assert [line.split() for line in largest.splitlines()[1:]] == [["30.0%", "0.150", "0.5", KERNELS[7][0]]]
 
 
 @pytest.mark.parametrize(
