@@ -3,9 +3,10 @@
     python train.py --config=configs/benchmarks/induction.py --workdir=runs/induction
     python benchmarks/task_accuracy.py --workdir=runs/induction --cells=64,256,1024,4096,16384,65536,262144,1048576
 
-After 5,000 steps (eight minutes on one CPU core, one seed) every answer is right up to 65,536 tokens, 256 times the
-training length, and .97 at 131,072. Sharpened keys do that, since what other tokens write hardly overlaps with the
-question, and weight decay, which keeps the logits small enough for the loss to see what still does.
+After 5,000 steps (eight minutes on one CPU core) every answer is right up to 65,536 tokens, 256 times the training
+length, with seeds 0 and 2, and up to 4,096 with seed 1, which learns late. Sharpened keys do that, since what other
+tokens write hardly overlaps with the question. Weight decay is to keep the logits small enough for the loss to see what
+still does.
 """
 
 from ml_collections import ConfigDict
