@@ -1,4 +1,4 @@
-"""Inverse of many small unit lower triangular matrices by products alone, which a GPU does far faster than solves."""
+"""Inverse of many small unit lower triangular matrices by products alone, which a GPU has matrix units for."""
 
 from __future__ import annotations
 

@@ -70,9 +70,10 @@ def train_dataset(
     dataset = grain.MapDataset.range(steps).repeat()
 
     def first_token(epoch: int) -> int:
+        if not config.random_start:
+            return 0
         # The last token is a label only.
-        chance = np.random.default_rng([_START_STREAM, seed, epoch])
-        return int(chance.integers(len(stream) - 1)) if config.random_start else 0
+        return int(np.random.default_rng([_START_STREAM, seed, epoch]).integers(len(stream) - 1))
 
     def batch_of_step(step: int, window: int) -> Batch:
         fresh_B = np.full(batch_size, window == 0)
