@@ -72,7 +72,7 @@ class CarryBack(Walk):
         end, start = (
             self.own(x.at[self.batch, self.head, self.segment]) for x in (self.pulled.end, self.results.start)
         )
-        state = lax.fori_loop(0, self.steps, self._step, load(end, MATRIX, optimized=False))
+        state = self.loop(self._step, load(end, MATRIX, optimized=False))
 
         @self._where(carrying=True)
         def _leave():
@@ -90,6 +90,8 @@ class CarryBack(Walk):
         slot, chunk = self.slot_of(step), self.chunk_at(step)
         plgpu.barrier_wait(self.tiles.arrived.at[slot])
         factors = decays(self.tiles.gates.at[slot], reverse=True)
+        if self.panels == 2:
+            self.loosen(factors)
         self._where(carrying=True)(functools.partial(self._show, state))
         self._where(carrying=False)(functools.partial(self._weigh, factors, slot))
         self.meet()

@@ -65,7 +65,7 @@ class ReadAgain(Walk):
         self.begin()
         anchor = lax.div(self.first, jnp.int32(ANCHOR))
         entry = load(self._rows(self.pulled.entries.at[self.batch, self.head, anchor]), MATRIX, optimized=False)
-        lax.fori_loop(0, self.steps, self._step, entry.astype(jnp.float32))
+        self.loop(self._step, entry.astype(jnp.float32))
         plgpu.wait_smem_to_gmem(0)
 
     def _rows(self, ref):
@@ -76,6 +76,8 @@ class ReadAgain(Walk):
         slot, chunk = self.slot_of(step), self.chunk_at(step)
         plgpu.barrier_wait(self.tiles.arrived.at[slot])
         factors = decays(self.tiles.gates.at[slot], reverse=False)
+        if self.panels == 2:
+            self.loosen(factors)
         self._rows(scratch.state)[...] = state.astype(scratch.state.dtype)
         keys = load(self.own(self.tiles.k.at[slot]), MATRIX).astype(jnp.float32)
         self.own(scratch.weighted)[...] = (keys * rows(factors.weight, SQUARE)).astype(scratch.weighted.dtype)

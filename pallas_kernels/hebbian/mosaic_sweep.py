@@ -87,6 +87,10 @@ class Program:
         self.columns = pl.ds(lax.axis_index("block") * self.plan.values, self.plan.values)
         self.first = self.segment * self.plan.segment
         self.steps = jnp.minimum(self.plan.segment, self.chunks - self.first)
+        if not self.kind.output:
+            # Nothing follows the last segment.
+            last = 0 if self.kind.reverse else -(-self.chunks // self.plan.segment) - 1
+            self.steps = jnp.where(self.segment == last, 0, self.steps)
         self.tile = (CHUNK, self.plan.values)
 
     def run(self) -> None:

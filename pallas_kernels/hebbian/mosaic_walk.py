@@ -17,7 +17,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels.hebbian.gates import ANCHOR, CHUNK, Gates
-from pallas_kernels.hebbian.mosaic_tiles import tile_transforms
+from pallas_kernels.hebbian.mosaic_tiles import Decays, tile_transforms
 from pallas_kernels.hebbian.sweep import Cotangents, Plan, Pulled
 
 
@@ -82,6 +82,26 @@ class Walk(abc.ABC):
     def slot_of(self, step) -> jax.Array:
         """Where the tiles of a step are."""
         return lax.rem(step, jnp.int32(self.plan.stages))
+
+    def loop(self, step, carry):
+        """All steps, each from what the last has carried; what a step loosens is as before afterwards."""
+        part = self.part
+
+        def body(index, carry):
+            self.part = part
+            return step(index, carry)
+
+        carry = lax.fori_loop(0, self.steps, body, carry)
+        self.part = part
+        return carry
+
+    def loosen(self, factors: Decays) -> None:
+        """Make the compiler believe that this warpgroup's part changes from step to step.
+
+        It would hold all addresses that follow from the part in registers, and spill others: at width 128 dq takes a
+        third longer so. No decay is above 1, but it cannot know.
+        """
+        self.part = self.part + jnp.where(factors.whole > 2, jnp.int32(1), jnp.int32(0))
 
     def own(self, ref):
         """This warpgroup's panel of a matrix."""

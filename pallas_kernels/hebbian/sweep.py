@@ -39,12 +39,16 @@ class Plan:
 
     values: values of a forward program; stages: loads in flight; segment: chunks of a program that carries a state (all
     chunks: one segment); split: chunks of a program that computes dq, a multiple of ANCHOR.
+    ahead: the forward computes scores a chunk ahead (mosaic). carry: values and stages of programs that only carry the
+    state, if others.
     """
 
     values: int
     stages: int
     segment: int
     split: int = ANCHOR
+    ahead: bool = False
+    carry: tuple[int, int] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,8 +184,11 @@ def _segment_starts(fused: Fused, operands: Operands, carried: jax.Array, gates:
         return carried[:, :, None]
     nothing = jnp.zeros((*carried.shape[:2], segments, *carried.shape[2:]), jnp.float32)
     kind = Kind(reverse=reverse, output=False)
+    segment = plan.segment
+    if plan.carry is not None:
+        plan = dataclasses.replace(plan, values=plan.carry[0], stages=plan.carry[1])
     local = fused.forward(kind, operands._replace(start=nothing), gates, plan).end
-    return fused.join(local, carried, gates, plan.segment, reverse)
+    return fused.join(local, carried, gates, segment, reverse)
 
 
 def _sizes(inputs: Inputs, gates: Gates) -> tuple[int, int, int, int, int]:
