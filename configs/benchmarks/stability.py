@@ -3,8 +3,8 @@
     python train.py --config=configs/benchmarks/stability.py --workdir=runs/stability \
         --config.data.path=books/train_90M.txt.xz --config.data.valid_path=books/valid.txt
 
-Seven minutes on one H200. Expect a validation loss of 1.093 nats a byte, no spike that lasts, and an energy of the memory
-that levels off (one seed).
+Seven minutes on one H200. Expect a validation loss of 1.093 nats a byte, no spike that lasts, and an energy of the
+memory that levels off (one seed).
 """
 
 from ml_collections import ConfigDict

@@ -124,8 +124,8 @@ def backward(pulled: Pulled, gates: Gates, plan: Plan) -> Cotangents:
 def forward_plan(batch: int, chunks: int, heads: int, width: int, itemsize: int) -> Plan:
     """As measured on an H200: more loads in flight pay where a program has a multiprocessor to itself.
 
-    At width 128 it has: the loads of scores computed ahead leave no room for another, and are worth 4 %. At width 64 that
-    form took between 5 % less and 16 % more.
+    At width 128 it has: the loads of scores computed ahead leave no room for another, and are worth 4 %. At width 64
+    that form took between 5 % less and 16 % more.
     """
     del itemsize
     programs = batch * heads * width // CHUNK
