@@ -7,6 +7,7 @@ between consolidations, which happen after every stream position that is a multi
 is cut into calls, the result is the same function of its tokens.
 """
 
+import functools
 from dataclasses import dataclass, replace
 
 import jax
@@ -79,6 +80,16 @@ def _raised(eta_BxNxH: jax.Array, factor_BxNxH: jax.Array, plasticity: str) -> j
     return -jnp.expm1(factor_BxNxH * jnp.log1p(-below_one_BxNxH))
 
 
+@functools.partial(jax.checkpoint, prevent_cse=False)
+def _fed_back(k_BxNxHxK: jax.Array, v_BxNxHxV: jax.Array, feedback_KxV: jax.Array) -> jax.Array:
+    """⟨P, k vᵀ⟩ of every token and head; of its wide products nothing is kept for the backward pass."""
+    dtype = feedback_KxV.dtype
+    kp_BxNxHxV = jnp.einsum(
+        "bnhk,kv->bnhv", k_BxNxHxK, feedback_KxV.astype(k_BxNxHxK.dtype), preferred_element_type=dtype
+    )
+    return jnp.sum(kp_BxNxHxV * v_BxNxHxV.astype(dtype), axis=-1)
+
+
 def _scan_piece(
     writes: Writes, state: MemoryState, feedback_KxV: jax.Array, config: MemoryConfig, implementation: str | None
 ) -> tuple[Readout, MemoryState]:
@@ -96,8 +107,7 @@ def _scan_piece(
     k = writes.k_BxNxHxK
 
     # f and the coherence bound are linear in the writes: a memory with one key and two values follows them exactly.
-    kp_BxNxHxV = jnp.einsum("bnhk,kv->bnhv", k, feedback_KxV.astype(k.dtype), preferred_element_type=dtype)
-    feedback_BxNxH = jnp.sum(kp_BxNxHxV * v.astype(dtype), axis=-1)
+    feedback_BxNxH = _fed_back(k, v, feedback_KxV)
     norms_BxNxH = jax.lax.stop_gradient(
         jnp.linalg.norm(k.astype(dtype), axis=-1) * jnp.linalg.norm(v.astype(dtype), axis=-1)
     )
@@ -180,16 +190,19 @@ def scan_stream(
         monitor = lyapunov.close_interval(state.lyapunov, end_energy_BxH, end_energy_BxH)
         return *readout, _advance(replace(state, lyapunov=monitor), num_tokens)
 
+    # Of a dozen arrays of the size of W only W is kept for the backward pass.
+    consolidated = jax.checkpoint(lambda state: consolidate(state, config), prevent_cse=False)
+
     def whole_interval(state: MemoryState, writes: Writes) -> tuple[MemoryState, Readout]:
         readout, state = scan(writes, state)
-        return _advance(consolidate(state, config), interval), readout
+        return _advance(consolidated(state), interval), readout
 
     def any_piece(state: MemoryState, writes: Writes) -> tuple[MemoryState, Readout]:
         length = writes.q_BxNxHxK.shape[1]
         until = interval - state.position % interval
         before_N = jnp.arange(length) < until
         readout, state = scan(writes.only(before_N), state)
-        state = jax.lax.cond(until <= length, lambda s: consolidate(s, config), lambda s: s, state)
+        state = jax.lax.cond(until <= length, consolidated, lambda s: s, state)
 
         def rest(readout: Readout, state: MemoryState) -> tuple[Readout, MemoryState]:
             later, state = scan(writes.only(~before_N), state)

@@ -8,7 +8,7 @@ from flax import nnx
 
 from phase2_jax.memory.diagnostics import MemoryDiagnostics, diagnose
 from phase2_jax.memory.state import MemoryState
-from phase2_jax.model.barrier import stored_gradient
+from phase2_jax.model.barrier import recomputed, recomputed_module, stored_gradient
 from phase2_jax.model.config import ModelConfig
 from phase2_jax.model.initializers import projection_initializer
 from phase2_jax.model.memory_branch import MemoryBranch
@@ -16,8 +16,8 @@ from phase2_jax.model.potential import Potential
 from phase2_jax.model.resolvent_branch import ResolventBranch
 
 
-# Recomputed in the backward pass: of the wide hidden layer one array is stored instead of two.
-@jax.checkpoint
+# Of the wide hidden layer one array is stored instead of two.
+@recomputed
 def _gelu(x: jax.Array) -> jax.Array:
     return jax.nn.gelu(x, approximate=False)
 
@@ -80,20 +80,23 @@ class Block(nnx.Module):
           residual stream, feedback for the layer above, state, figures, and Γ `(B, N, P)` of this layer.
         """
         drop = lambda y: self.dropout(y, deterministic=deterministic, rngs=rngs)  # noqa: E731
-        v_BxNxP, gamma_BxNxP, resolvent_gamma_BxNxP = self.potential(self.norm1(x_BxNxD), feedback_BxN)
+        v_BxNxP, gamma_BxNxP, resolvent_gamma_BxNxP = self.potential(
+            recomputed_module(self.norm1, x_BxNxD), feedback_BxN
+        )
         if self.resolvent is not None:
             y_BxNxD, state = self.resolvent(v_BxNxP, resolvent_gamma_BxNxP, state, reset_BxN)
             x_BxNxD = x_BxNxD + drop(y_BxNxD)
         feedback_BxN = jnp.zeros_like(feedback_BxN)
         if self.memory is not None and self.norm2 is not None:
             y_BxNxD, feedback_BxN, state = self.memory(
-                self.norm2(x_BxNxD), gamma_BxNxP, feedback_KxV, state, reset_BxN, aligned=aligned
+                recomputed_module(self.norm2, x_BxNxD), gamma_BxNxP, feedback_KxV, state, reset_BxN, aligned=aligned
             )
             x_BxNxD = x_BxNxD + drop(y_BxNxD)
         else:
             state = replace(state, position=state.position + x_BxNxD.shape[1])
         if self.ffn is not None and self.norm3 is not None:
-            x_BxNxD = x_BxNxD + drop(self.ffn(self.norm3(x_BxNxD), deterministic=deterministic, rngs=rngs))
+            normed_BxNxD = recomputed_module(self.norm3, x_BxNxD)
+            x_BxNxD = x_BxNxD + drop(self.ffn(normed_BxNxD, deterministic=deterministic, rngs=rngs))
         return (
             x_BxNxD,
             feedback_BxN,
