@@ -62,16 +62,18 @@ def scratch_types(kind: Kind, operands: Operands, plan: Plan) -> Scratch:
     assert kind.output
     assert stages > 2
     read, tokens = tile(stages, CHUNK, keys), (CHUNK, values)
-    gates, arrived = (
-        plgpu.SMEM((stages, 3, CHUNK), jnp.float32),
-        plgpu.Barrier(num_arrivals=4, num_barriers=stages),
-    )
+    gates = plgpu.SMEM((stages, 3, CHUNK), jnp.float32)
+    arrived = plgpu.Barrier(num_arrivals=4, num_barriers=stages)
     state, weighted, scores = tile(keys, values), tile(2, *tokens), tile(2, *SQUARE)
     return Scratch(read, read, tile(stages, *tokens), gates, state, weighted, scores, tile(*tokens), arrived)
 
 
 class Ahead(Program):
-    """As `mosaic_sweep.Program`, with output; carried are the state, the scores and decays of a chunk and a readout."""
+    """As `mosaic_sweep.Program`, with output.
+
+    A step takes over the state and the decays of its chunk, and in shared memory the scores, the weighted values and
+    the last readout.
+    """
 
     def run(self) -> None:
         """The whole walk."""
@@ -90,12 +92,6 @@ class Ahead(Program):
         self._state_of(self.results.end)[...] = state
         plgpu.wait_smem_to_gmem(0)
 
-    def _state_of(self, ref):
-        return ref.at[self.batch, self.head, self.segment, :, self.columns]
-
-    def _slot(self, step):
-        return lax.rem(step, jnp.int32(self.plan.stages))
-
     def _arrive(self, step) -> Decays:
         """Of a step's chunk, once its tiles are there; nothing of use after the last."""
         slot = self._slot(step)
@@ -106,10 +102,8 @@ class Ahead(Program):
         return ref.at[lax.rem(step, jnp.int32(2))]
 
     def _weigh(self, factors: Decays, step) -> None:
-        weighted, values = (
-            self._of_two(self.scratch.weighted, step),
-            load(self.scratch.c.at[self._slot(step)], MATRIX).astype(jnp.float32),
-        )
+        weighted = self._of_two(self.scratch.weighted, step)
+        values = load(self.scratch.c.at[self._slot(step)], MATRIX).astype(jnp.float32)
         weighted[...] = (values * rows(factors.weight, self.tile)).astype(weighted.dtype)
 
     def _scored(self, step):

@@ -97,10 +97,16 @@ class Program:
         """The whole walk."""
         for step in range(self.plan.stages):
             pl.when(step < self.steps)(functools.partial(self._fetch, jnp.int32(step)))
-        start = self.operands.start.at[self.batch, self.head, self.segment, :, self.columns]
-        state = lax.fori_loop(0, self.steps, self._step, load(start, MATRIX, optimized=False))
-        self.results.end.at[self.batch, self.head, self.segment, :, self.columns][...] = state
+        start = load(self._state_of(self.operands.start), MATRIX, optimized=False)
+        state = lax.fori_loop(0, self.steps, self._step, start)
+        self._state_of(self.results.end)[...] = state
         plgpu.wait_smem_to_gmem(0)
+
+    def _state_of(self, ref):
+        return ref.at[self.batch, self.head, self.segment, :, self.columns]
+
+    def _slot(self, step):
+        return lax.rem(step, jnp.int32(self.plan.stages))
 
     def _chunk(self, step):
         return self.first + (self.steps - 1 - step if self.kind.reverse else step)
@@ -109,7 +115,7 @@ class Program:
         return ref.at[self.batch, pl.ds(chunk * CHUNK, CHUNK), self.head, *columns]
 
     def _fetch(self, step) -> None:
-        slot, chunk = lax.rem(step, jnp.int32(self.plan.stages)), self._chunk(step)
+        slot, chunk = self._slot(step), self._chunk(step)
         operands, scratch, barrier = self.operands, self.scratch, self.scratch.arrived.at[slot]
         if self.kind.output:
             plgpu.copy_gmem_to_smem(self._tokens(operands.a, chunk), scratch.a.at[slot], barrier)
@@ -120,7 +126,7 @@ class Program:
     def _step(self, step, state):
         """One chunk: the state after it."""
         kind, scratch = self.kind, self.scratch
-        slot, chunk = lax.rem(step, jnp.int32(self.plan.stages)), self._chunk(step)
+        slot, chunk = self._slot(step), self._chunk(step)
         plgpu.barrier_wait(scratch.arrived.at[slot])
         factors = decays(scratch.gates.at[slot], kind.reverse)
         if kind.output:

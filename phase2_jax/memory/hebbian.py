@@ -7,7 +7,6 @@ between consolidations, which happen after every stream position that is a multi
 is cut into calls, the result is the same function of its tokens.
 """
 
-import functools
 from dataclasses import dataclass, replace
 
 import jax
@@ -18,6 +17,7 @@ from phase2_jax.memory.config import MemoryConfig
 from phase2_jax.memory.consolidation import consolidate
 from phase2_jax.memory.state import MemoryState
 from phase2_jax.physics import lyapunov
+from phase2_jax.recompute import recomputed
 
 
 @jax.tree_util.register_dataclass
@@ -80,7 +80,7 @@ def _raised(eta_BxNxH: jax.Array, factor_BxNxH: jax.Array, plasticity: str) -> j
     return -jnp.expm1(factor_BxNxH * jnp.log1p(-below_one_BxNxH))
 
 
-@functools.partial(jax.checkpoint, prevent_cse=False)
+@recomputed
 def _fed_back(k_BxNxHxK: jax.Array, v_BxNxHxV: jax.Array, feedback_KxV: jax.Array) -> jax.Array:
     """⟨P, k vᵀ⟩ of every token and head; of its wide products nothing is kept for the backward pass."""
     dtype = feedback_KxV.dtype
@@ -191,7 +191,7 @@ def scan_stream(
         return *readout, _advance(replace(state, lyapunov=monitor), num_tokens)
 
     # Of a dozen arrays of the size of W only W is kept for the backward pass.
-    consolidated = jax.checkpoint(lambda state: consolidate(state, config), prevent_cse=False)
+    consolidated = recomputed(lambda state: consolidate(state, config))
 
     def whole_interval(state: MemoryState, writes: Writes) -> tuple[MemoryState, Readout]:
         readout, state = scan(writes, state)

@@ -1,21 +1,6 @@
-"""Hints for the compiler that cost nothing in the mathematics."""
-
-import functools
-from collections.abc import Callable
+"""A hint for the compiler that costs nothing in the mathematics."""
 
 import jax
-from flax import nnx
-
-# What a function computes on the way is not kept for the backward pass but computed again: for elementwise functions
-# and norms, whose inputs are kept anyway, that is cheaper than storing it. Layers and pieces of a stream run inside
-# lax.scan, where nothing can be merged with the forward pass.
-recomputed = functools.partial(jax.checkpoint, prevent_cse=False)
-
-
-def recomputed_module(module: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
-    """module(x), of which only x is kept for the backward pass."""
-    graphdef, params = nnx.split(module)
-    return recomputed(lambda params, x: nnx.merge(graphdef, params)(x))(params, x)
 
 
 @jax.custom_vjp

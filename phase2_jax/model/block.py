@@ -8,12 +8,13 @@ from flax import nnx
 
 from phase2_jax.memory.diagnostics import MemoryDiagnostics, diagnose
 from phase2_jax.memory.state import MemoryState
-from phase2_jax.model.barrier import recomputed, recomputed_module, stored_gradient
+from phase2_jax.model.barrier import stored_gradient
 from phase2_jax.model.config import ModelConfig
 from phase2_jax.model.initializers import projection_initializer
 from phase2_jax.model.memory_branch import MemoryBranch
 from phase2_jax.model.potential import Potential
 from phase2_jax.model.resolvent_branch import ResolventBranch
+from phase2_jax.recompute import recomputed, recomputed_module
 
 
 # Of the wide hidden layer one array is stored instead of two.

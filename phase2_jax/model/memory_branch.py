@@ -1,6 +1,5 @@
 """Hebbian branch: projections and gates around the dissipative memory."""
 
-import functools
 from dataclasses import replace
 
 import jax
@@ -10,9 +9,10 @@ from flax import nnx
 from phase2_jax.memory.convolution import causal_convolution
 from phase2_jax.memory.hebbian import Writes, scan_stream
 from phase2_jax.memory.state import MemoryState
-from phase2_jax.model.barrier import recomputed, stored_gradient
+from phase2_jax.model.barrier import stored_gradient
 from phase2_jax.model.config import ModelConfig
 from phase2_jax.model.initializers import projection_initializer
+from phase2_jax.recompute import recomputed
 
 NORM_EPSILON = 1e-6
 
@@ -61,7 +61,7 @@ class MemoryBranch(nnx.Module):
         in_heads = lambda a: a.reshape(*a.shape[:2], config.num_heads, -1)  # noqa: E731
         q_BxNxHxK, k_BxNxHxK, v_BxNxHxV = in_heads(q), in_heads(k), in_heads(v)
         if config.key_power:
-            q_BxNxHxK, k_BxNxHxK = (_sharpened(x, config.key_power) for x in (q_BxNxHxK, k_BxNxHxK))
+            q_BxNxHxK, k_BxNxHxK = (jax.nn.relu(x) ** config.key_power for x in (q_BxNxHxK, k_BxNxHxK))
         if config.key_norm:
             q_BxNxHxK, k_BxNxHxK = _unit(q_BxNxHxK), _unit(k_BxNxHxK)
         else:
@@ -115,11 +115,6 @@ def _rms_norm(x: jax.Array, scale: jax.Array) -> jax.Array:
     x32 = x.astype(jnp.float32)
     unit = (x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + NORM_EPSILON)).astype(x.dtype)
     return unit * scale.astype(x.dtype)
-
-
-@functools.partial(recomputed, static_argnums=1)
-def _sharpened(x: jax.Array, power: float) -> jax.Array:
-    return jax.nn.relu(x) ** power
 
 
 @recomputed

@@ -3,12 +3,14 @@
 from dataclasses import replace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
 from phase2_jax.memory import resonance, snr
 from phase2_jax.memory.config import ConsolidationConfig, ResonanceConfig, SnrConfig
+from phase2_jax.model.config import ModelConfig
 from phase2_jax.model.language_model import LanguageModel, init_state
 
 
@@ -58,6 +60,38 @@ def test_rematerialisation_saves_memory_and_nothing_else(config, loss_of, tokens
         jax.jit(jax.grad(plain))(params),
         jax.jit(jax.grad(remat))(params),
     )
+
+
+def test_the_backward_pass_keeps_few_arrays_of_each_size():
+    layers, batch, num_tokens, width, heads, key_width, value_width, interval = 2, 3, 20, 48, 2, 4, 8, 5
+    config = ModelConfig(
+        vocab_size=11,
+        d_model=width,
+        num_layers=layers,
+        num_heads=heads,
+        head_dim=key_width,
+        value_dim=value_width,
+        dtype="bfloat16",
+        consolidation=ConsolidationConfig(interval),
+    )
+    graphdef, params = nnx.split(LanguageModel(config, seq_len=num_tokens, rngs=nnx.Rngs(0)))
+    tokens = jnp.zeros((batch, num_tokens), jnp.int32)
+
+    def run(params):
+        return nnx.merge(graphdef, params)(tokens, init_state(config, batch), aligned=True)[0]
+
+    leaves = jax.tree.leaves(jax.eval_shape(lambda params: jax.vjp(run, params)[1], params))
+    wide = [leaf.shape for leaf in leaves if leaf.dtype == jnp.float32]
+    # What the potential reads; norms would keep three more each.
+    assert wide.count((layers, batch, num_tokens, width)) <= 2
+    # W where an interval begins and where it ends; consolidation would keep a dozen.
+    assert wide.count((layers, num_tokens // interval, batch, heads, key_width, value_width)) <= 2
+    # Keys, readouts and products of the feedback, as layers or intervals stack them: not in float32.
+    for stacked in ((batch, num_tokens), (num_tokens // interval, batch, interval)):
+        assert not any((layers, *stacked, heads, n) in wide for n in (key_width, value_width))
+    # The readout, its gate and what the last product reads; SiLU would keep more.
+    narrow = [leaf.shape for leaf in leaves if leaf.dtype == jnp.bfloat16]
+    assert narrow.count((layers, batch, num_tokens, heads * value_width)) <= 3
 
 
 def test_tied_embeddings(one_branch, make_compiled, tokens):
