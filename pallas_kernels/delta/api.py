@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from pallas_kernels import registry
 from pallas_kernels.chunking import pad_tokens
 from pallas_kernels.delta import chunked, naive
+from pallas_kernels.delta.walk import Walk, plain
 from pallas_kernels.hebbian.api import check_scan, choose, hebbian_scan
 
 # Tokens that one Hebbian scan takes before it starts again from the state of the corrections. Its kernels round each
@@ -44,6 +45,17 @@ def _stored_and_read(q, k, u, log_decay, eta, entries_BxHxMxKxV, reset, implemen
     return y, finals.reshape(starts.shape)[:, -1]
 
 
+def _walk(chosen: registry.Implementation, num_tokens: int, state_BxHxKxV: jax.Array) -> Walk:
+    """How the corrections go from chunk to chunk: as one kernel where the scan is one and the sizes allow it."""
+    if not chosen.kernel or not registry.has_triton() or state_BxHxKxV.dtype != jnp.float32:
+        return plain
+    # Imported on use: it needs jax-triton.
+    from pallas_kernels.delta import triton_walk
+
+    suits = set(state_BxHxKxV.shape[2:]) <= set(triton_walk.WIDTHS) and num_tokens >= triton_walk.SHORTEST
+    return triton_walk.walk if suits else plain
+
+
 def delta_scan_with_values(
     q_BxNxHxK: jax.Array,
     k_BxNxHxK: jax.Array,
@@ -61,13 +73,15 @@ def delta_scan_with_values(
     this one with u in the place of v. Arguments, the other results and what is raised are those of delta_scan.
     """
     arrays = check_scan("delta_scan", q_BxNxHxK, k_BxNxHxK, v_BxNxHxV, log_decay, eta, initial_state, reset)
-    choose("delta_scan", arrays, implementation)
+    chosen = choose("delta_scan", arrays, implementation)
     arrays = registry.vary_alike(arrays)
     if implementation == "naive":
         return naive.scan(*arrays)
     q, k, v, log_decay_BxNxH, eta_BxNxH, state, reset = arrays
     with jax.named_scope("delta_correction"):
-        u, entries = chunked.corrected_values(k, v, log_decay_BxNxH, eta_BxNxH, state, reset)
+        u, entries = chunked.corrected_values(
+            k, v, log_decay_BxNxH, eta_BxNxH, state, reset, walk=_walk(chosen, k.shape[1], state)
+        )
     y, final = _stored_and_read(q, k, u, log_decay_BxNxH, eta_BxNxH, entries, reset, implementation)
     return y, final, u
 
@@ -101,7 +115,8 @@ def delta_scan(
       initial_state: (B, H, K, V), the memory before the first token; None is an empty one.
       reset: (B, N) bool; True wipes the memory just before that token.
       implementation: of the Hebbian scan that stores and reads the corrected values, as in hebbian_scan; "naive" takes
-        the law a token at a time.
+        the law a token at a time. With "mosaic" and "triton" the corrections' walk from chunk to chunk is a Triton
+        kernel for K and V of 16, 32, 64 and 128, where jax-triton is installed.
 
     Returns:
       y (B, N, H, V) in v's dtype, read after the write of the same token, and the final state (B, H, K, V) in float32.

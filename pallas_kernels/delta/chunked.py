@@ -19,7 +19,8 @@ import jax.numpy as jnp
 
 from pallas_kernels.chunking import join_chunks, pad_tokens, split_chunks
 from pallas_kernels.delta.inverse import unit_lower_inverse
-from pallas_kernels.hebbian.decays import ChunkDecays, chunk_decays, decayed, log_decay_cotangent
+from pallas_kernels.delta.walk import Steps, Walk, plain
+from pallas_kernels.hebbian.decays import ChunkDecays, chunk_decays, log_decay_cotangent
 
 # Tokens of a chunk: the inverse costs C a token, the walk 1 / C.
 CHUNK = 64
@@ -72,35 +73,16 @@ def _cut(inputs: Inputs, chunk: int, dtype) -> _Chunks:
     return _Chunks(k, eta, decays, between, inverse, read, solved_read, written)
 
 
-def _kept(state: jax.Array, log_whole: jax.Array, survives: jax.Array | None) -> jax.Array:
-    """What is left of a state (B, H, K, V), or of a cotangent of one, on the other side of its chunk."""
-    kept = decayed(log_whole[..., None, None], state)
-    return kept if survives is None else jnp.where(survives[:, None, None, None], kept, 0)
-
-
-def _chunks_first(decays: ChunkDecays, *arrays: jax.Array):
-    """Arrays (B, H, M, ...) and the decays of whole chunks as the steps of a walk."""
-    survives_MxB = None if decays.survives is None else decays.survives.T
-    return *(jnp.moveaxis(x, 2, 0) for x in (*arrays, decays.log_whole)), survives_MxB
-
-
-def _forward(inputs: Inputs, initial_state: jax.Array, chunk: int):
+def _forward(inputs: Inputs, initial_state: jax.Array, chunk: int, walk: Walk):
     """u (B, N, H, V) and the states before every chunk (B, H, M, K, V)."""
     padded = _padded(inputs, chunk)
     chunks = _cut(padded, chunk, initial_state.dtype)
     v = split_chunks(padded.v, chunk)
     solved_v = _product("bhmij,bhmjv->bhmiv", chunks.inverse, v.astype(initial_state.dtype))
-
-    def body(state, xs):
-        solved_v_m, solved_read, written, log_whole, survives = xs
-        # Rounded before it is written: later corrections then see what the Hebbian memory holds, and make good for it.
-        u = (solved_v_m - _product("bhik,bhkv->bhiv", solved_read, state)).astype(v.dtype)
-        added = _product("bhik,bhiv->bhkv", written, u.astype(state.dtype))
-        return _kept(state, log_whole, survives) + added, (u, state)
-
-    steps = _chunks_first(chunks.decays, solved_v, chunks.solved_read, chunks.written)
-    _, (u, entries) = jax.lax.scan(body, initial_state, steps)
-    return join_chunks(jnp.moveaxis(u, 0, 2))[:, : inputs.v.shape[1]], jnp.moveaxis(entries, 0, 2)
+    steps = Steps(solved_v, chunks.solved_read, chunks.written, chunks.decays.log_whole, chunks.decays.survives)
+    # Rounded before it is written: later corrections then see what the Hebbian memory holds, and make good for it.
+    u, entries, _ = walk(steps, initial_state, v.dtype)
+    return join_chunks(u)[:, : inputs.v.shape[1]], entries
 
 
 def _padded(x, chunk: int):
@@ -108,40 +90,26 @@ def _padded(x, chunk: int):
     return jax.tree.map(lambda a: pad_tokens(a, chunk), x)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _corrected(inputs: Inputs, initial_state: jax.Array, chunk: int):
-    return _forward(inputs, initial_state, chunk)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _corrected(inputs: Inputs, initial_state: jax.Array, chunk: int, walk: Walk):
+    return _forward(inputs, initial_state, chunk, walk)
 
 
-def _corrected_fwd(inputs: Inputs, initial_state: jax.Array, chunk: int):
-    u, entries = _forward(inputs, initial_state, chunk)
+def _corrected_fwd(inputs: Inputs, initial_state: jax.Array, chunk: int, walk: Walk):
+    u, entries = _forward(inputs, initial_state, chunk, walk)
     return (u, entries), (inputs, u, entries)
 
 
-def _walk_back(chunks: _Chunks, du: jax.Array, dentries: jax.Array):
-    """Cotangents of the states after every chunk (B, H, M, K, V), and of the one before the first."""
-
-    def body(dexit, xs):
-        du_m, dentry, solved_read, written, log_whole, survives = xs
-        du_m = du_m + _product("bhik,bhkv->bhiv", written, dexit)
-        dread = _product("bhik,bhiv->bhkv", solved_read, du_m)
-        return _kept(dexit, log_whole, survives) - dread + dentry, dexit
-
-    steps = _chunks_first(chunks.decays, du, dentries, chunks.solved_read, chunks.written)
-    dinitial, dexits = jax.lax.scan(body, jnp.zeros_like(dentries[:, :, 0]), steps, reverse=True)
-    return jnp.moveaxis(dexits, 0, 2), dinitial
-
-
-def _corrected_bwd(chunk: int, residuals, cotangents):
+def _corrected_bwd(chunk: int, walk: Walk, residuals, cotangents):
     inputs, u, entries = residuals
     dtype = entries.dtype
     padded, u, du = _padded((inputs, u, cotangents[0]), chunk)
     u, du = (split_chunks(x, chunk).astype(dtype) for x in (u, du))
     chunks = _cut(padded, chunk, dtype)
     decays = chunks.decays
-    dexits, dinitial = _walk_back(chunks, du, cotangents[1])
+    steps = Steps(du, chunks.solved_read, chunks.written, decays.log_whole, decays.survives, cotangents[1])
+    du, dexits, dinitial = walk(steps, jnp.zeros_like(entries[:, :, 0]), dtype)
 
-    du = du + _product("bhmik,bhmkv->bhmiv", chunks.written, dexits)
     dv = _product("bhmji,bhmjv->bhmiv", chunks.inverse, du)
     dread = -_product("bhmiv,bhmkv->bhmik", dv, entries)
     dwritten = _product("bhmiv,bhmkv->bhmik", u, dexits)
@@ -179,12 +147,14 @@ def corrected_values(
     reset_BxN: jax.Array | None,
     *,
     chunk: int = CHUNK,
+    walk: Walk = plain,
 ) -> tuple[jax.Array, jax.Array]:
     """u (B, N, H, V) in v's dtype with which the Hebbian memory is the error-correcting one, u as in naive.scan.
 
     Also the states before every chunk (B, H, M, K, V) in initial_state's dtype. chunk, a power of two, is the tokens of
-    a chunk where there are as many. Gradients reach every floating argument, through both results.
+    a chunk where there are as many; walk goes from chunk to chunk. Gradients reach every floating argument, through
+    both results.
     """
     inputs = Inputs(k_BxNxHxK, v_BxNxHxV, log_decay_BxNxH, eta_BxNxH, reset_BxN)
     shortest = 1 << (k_BxNxHxK.shape[1] - 1).bit_length()
-    return _corrected(inputs, initial_state_BxHxKxV, min(chunk, shortest))
+    return _corrected(inputs, initial_state_BxHxKxV, min(chunk, shortest), walk)

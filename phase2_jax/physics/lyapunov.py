@@ -10,13 +10,19 @@ that is, at least nine tenths of what was supplied has been dissipated again. A 
 this definition, one in its steady state is stable.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels.chunking import walk
+from pallas_kernels.hebbian.decays import chunk_decays
+
 GROWTH_SHARE = 0.1
 CHUNK = 64
+# Chunks whose memories are computed at once, and held.
+BLOCK = 16
 
 
 @jax.tree_util.register_dataclass
@@ -39,9 +45,9 @@ def init_lyapunov_state(batch: int, num_heads: int, dtype: jnp.dtype = jnp.float
     return LyapunovState(zeros(), zeros(), zeros(), zeros(), jnp.ones((batch, num_heads), dtype), zeros())
 
 
-def energy(w_BxHxKxV: jax.Array) -> jax.Array:
-    """E = ‖W‖² of every head, `(B, H)`."""
-    return jnp.sum(jnp.square(w_BxHxKxV), axis=(-2, -1))
+def energy(w_KxV: jax.Array) -> jax.Array:
+    """E = ‖W‖² of every head: `(..., K, V)` to `(...)`."""
+    return jnp.sum(jnp.square(w_KxV), axis=(-2, -1))
 
 
 def chunk_length(interval: int) -> int:
@@ -84,49 +90,78 @@ def observe(
         padded = jax.lax.dynamic_update_slice_in_dim(padded, stop(x_BxN), offset, axis=1)
         return jnp.moveaxis(padded.reshape(x_BxN.shape[0], num_chunks, chunk, *x_BxN.shape[2:]), 1, 0)
 
-    ends = (jnp.arange(num_chunks) + 1) * chunk <= offset + num_tokens
-    xs = (
-        in_chunks(k_BxNxHxK),
-        in_chunks(v_BxNxHxV),
-        in_chunks(log_decay_BxNxH.astype(dtype)),
-        in_chunks(eta_BxNxH.astype(dtype)),
-        in_chunks(reset_BxN),
-        ends,
-    )
+    reset_MxBxC = in_chunks(reset_BxN)
+    resets_after_MxBxC = jnp.cumsum(reset_MxBxC[..., ::-1], axis=-1)[..., ::-1] - reset_MxBxC
+    current_MxBxCx1 = (resets_after_MxBxC == 0)[..., None]
+    kept_MxBxCxH = jnp.where(current_MxBxCx1, in_chunks(log_decay_BxNxH.astype(dtype)), 0)
+    to_end_MxBxCxH = jnp.cumsum(kept_MxBxCxH[:, :, ::-1], axis=2)[:, :, ::-1] - kept_MxBxCxH
+    strength_MxBxCxH = jnp.exp(jnp.minimum(to_end_MxBxCxH, 0)) * in_chunks(eta_BxNxH.astype(dtype))
+    weight_MxBxCxH = jnp.where(current_MxBxCx1, strength_MxBxCxH, 0)
+    log_decay_MxBxH, has_reset_MxB = jnp.sum(kept_MxBxCxH, axis=2), jnp.any(reset_MxBxC, axis=2)
+    chunks = _Chunks(in_chunks(k_BxNxHxK), in_chunks(v_BxNxHxV), weight_MxBxCxH, log_decay_MxBxH, has_reset_MxB)
+    energy_MxBxH = _energies(w_BxHxKxV, chunks)
+    ends_M = (jnp.arange(num_chunks) + 1) * chunk <= offset + num_tokens
 
-    def step(carry, x):
-        w_BxHxKxV, state = carry
-        k_BxCxHxK, v_BxCxHxV, log_decay_BxCxH, eta_BxCxH, reset_BxC, ends_here = x
-        resets_after_BxC = jnp.cumsum(reset_BxC[:, ::-1], axis=1)[:, ::-1] - reset_BxC
-        current_BxC = resets_after_BxC == 0
-        has_reset_Bx1 = jnp.any(reset_BxC, axis=1)[:, None]
-        kept_BxCxH = jnp.where(current_BxC[..., None], log_decay_BxCxH, 0)
-        to_end_BxCxH = jnp.cumsum(kept_BxCxH[:, ::-1], axis=1)[:, ::-1] - kept_BxCxH
-        weight_BxCxH = jnp.where(current_BxC[..., None], jnp.exp(jnp.minimum(to_end_BxCxH, 0)) * eta_BxCxH, 0)
-        decay_BxH = -jnp.sum(kept_BxCxH, axis=1)
-        written_BxHxKxV = jnp.einsum(
-            "bchk,bchv->bhkv", k_BxCxHxK.astype(dtype) * weight_BxCxH[..., None], v_BxCxHxV.astype(dtype)
-        )
-        left_BxH = jnp.where(has_reset_Bx1, 0, jnp.exp(-decay_BxH))
-        w_BxHxKxV = left_BxH[..., None, None] * w_BxHxKxV + written_BxHxKxV
-        chunk_decay_BxH = jnp.where(has_reset_Bx1, 0, state.chunk_decay_BxH) + decay_BxH
-        chunk_energy_BxH = jnp.where(has_reset_Bx1, 0, state.chunk_energy_BxH)
-        interval_energy_BxH = jnp.where(has_reset_Bx1, 0, state.interval_energy_BxH)
-        supply_BxH = jnp.where(has_reset_Bx1, 0, state.supply_BxH)
-        end_energy_BxH = energy(w_BxHxKxV)
-        supplied_BxH = jnp.maximum(end_energy_BxH - jnp.exp(-2 * chunk_decay_BxH) * chunk_energy_BxH, 0)
-        state = LyapunovState(
-            chunk_energy_BxH=jnp.where(ends_here, end_energy_BxH, chunk_energy_BxH),
+    def step(state: LyapunovState, chunk_end):
+        energy_BxH, log_decay_BxH, has_reset_B, ends_here = chunk_end
+        unbroken = lambda x_BxH: jnp.where(has_reset_B[:, None], 0, x_BxH)  # noqa: E731
+        chunk_decay_BxH = unbroken(state.chunk_decay_BxH) - log_decay_BxH
+        chunk_energy_BxH, supply_BxH = unbroken(state.chunk_energy_BxH), unbroken(state.supply_BxH)
+        supplied_BxH = jnp.maximum(energy_BxH - jnp.exp(-2 * chunk_decay_BxH) * chunk_energy_BxH, 0)
+        state = replace(
+            state,
+            chunk_energy_BxH=jnp.where(ends_here, energy_BxH, chunk_energy_BxH),
             chunk_decay_BxH=jnp.where(ends_here, 0, chunk_decay_BxH),
-            interval_energy_BxH=interval_energy_BxH,
+            interval_energy_BxH=unbroken(state.interval_energy_BxH),
             supply_BxH=jnp.where(ends_here, supply_BxH + supplied_BxH, supply_BxH),
-            stable_BxH=state.stable_BxH,
-            energy_change_BxH=state.energy_change_BxH,
         )
-        return (w_BxHxKxV, state), None
+        return state, None
 
-    lyapunov = jax.tree.map(stop, lyapunov)
-    return jax.lax.scan(step, (w_BxHxKxV, lyapunov), xs)[0][1]
+    return walk(step, jax.tree.map(stop, lyapunov), (energy_MxBxH, log_decay_MxBxH, has_reset_MxB, ends_M))[0]
+
+
+class _Chunks(NamedTuple):
+    """M chunks of C tokens; weight: what is left at the chunk's end of a token's write; log_decay: since its start or
+    last reset.
+    """
+
+    k_MxBxCxHxK: jax.Array
+    v_MxBxCxHxV: jax.Array
+    weight_MxBxCxH: jax.Array
+    log_decay_MxBxH: jax.Array
+    has_reset_MxB: jax.Array
+
+
+def _energies(w_BxHxKxV: jax.Array, chunks: _Chunks) -> jax.Array:
+    """Energy at the end of every chunk `(M, B, H)` of a memory that is `w` before the first, block by block."""
+    num_chunks = chunks.log_decay_MxBxH.shape[0]
+    num_blocks = -(-num_chunks // BLOCK)
+    size = -(-num_chunks // num_blocks)
+
+    def in_blocks(x_M: jax.Array) -> jax.Array:
+        padded = jnp.pad(x_M, ((0, num_blocks * size - num_chunks), *[(0, 0)] * (x_M.ndim - 1)))
+        return padded.reshape(num_blocks, size, *x_M.shape[1:])
+
+    blocks = jax.tree.map(in_blocks, chunks)
+    if num_blocks == 1:
+        return _block_energies(w_BxHxKxV, jax.tree.map(lambda x: x[0], blocks))[1]
+    energy_LxTxBxH = jax.lax.scan(_block_energies, w_BxHxKxV, blocks)[1]
+    return energy_LxTxBxH.reshape(-1, *energy_LxTxBxH.shape[2:])[:num_chunks]
+
+
+def _block_energies(w_BxHxKxV: jax.Array, block: _Chunks) -> tuple[jax.Array, jax.Array]:
+    """The memory after a block of T chunks and its energies `(T, B, H)`: one product with the decays between them."""
+    dtype = w_BxHxKxV.dtype
+    weighted_TxBxCxHxK = block.k_MxBxCxHxK.astype(dtype) * block.weight_MxBxCxH[..., None]
+    written_TxBxHxKxV = jnp.einsum("tbchk,tbchv->tbhkv", weighted_TxBxCxHxK, block.v_MxBxCxHxV.astype(dtype))
+    # To the decays between chunks, chunks are what tokens are to those inside one.
+    decays = chunk_decays(jnp.moveaxis(block.log_decay_MxBxH, 0, 2)[:, :, None], block.has_reset_MxB.T[:, None])
+    memory_TxBxHxKxV = jnp.einsum(
+        "bhst,tbhkv->sbhkv", decays.between[:, :, 0], written_TxBxHxKxV, precision=jax.lax.Precision.HIGHEST
+    )
+    entry_TxBxH = jnp.moveaxis(decays.from_entry[:, :, 0], 2, 0)
+    memory_TxBxHxKxV += entry_TxBxH[..., None, None] * w_BxHxKxV
+    return memory_TxBxHxKxV[-1], energy(memory_TxBxHxKxV)
 
 
 def close_interval(lyapunov: LyapunovState, end_energy_BxH: jax.Array, start_energy_BxH: jax.Array) -> LyapunovState:

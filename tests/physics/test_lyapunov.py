@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from phase2_jax.physics import lyapunov
 from phase2_jax.physics.lyapunov import (
     LyapunovState,
     chunk_length,
@@ -91,6 +92,14 @@ def test_against_the_definition_for_any_cut(tokens, w_start, cuts, position):
     close(state.chunk_decay_BxH, expected.chunk_decay)
     close(state.interval_energy_BxH, expected.interval_energy)
     assert np.all(expected.supply > 0), "nothing was supplied: a useless example"
+
+
+def test_more_chunks_than_are_computed_at_once(monkeypatch, tokens, w_start):
+    monkeypatch.setattr(lyapunov, "BLOCK", 2)
+    state = observe(start(w_start), jnp.asarray(w_start), *tokens.values(), position=jnp.asarray(3), chunk=CHUNK)
+    expected = by_definition(tokens, w_start, 3)
+    close(state.supply_BxH, expected.supply)
+    close(state.chunk_energy_BxH, expected.chunk_energy)
 
 
 def test_a_decaying_memory_is_supplied_with_nothing(tokens, w_start):
