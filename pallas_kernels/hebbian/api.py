@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels import registry
-from pallas_kernels.hebbian import chunked, naive, sweep
+from pallas_kernels.hebbian import chunked, naive, narrow, sweep
 
 
 def _width(problem: registry.Problem) -> int:
@@ -61,6 +61,12 @@ def _why_not_triton(problem: registry.Problem) -> str | None:
 
 
 def _triton_scan(*arguments):
+    q, _, v = arguments[:3]
+    if q.dtype == jnp.float32 and q.shape[-1] * v.shape[-1] <= narrow.LARGEST_STATE:
+        # The tiles of the fused form would be nearly all padding.
+        from pallas_kernels.hebbian import triton_narrow
+
+        return narrow.scan(*arguments, recurrence=triton_narrow.recurrence)
     from pallas_kernels.hebbian import triton
 
     return sweep.scan(*arguments, fused=triton.FUSED)

@@ -3,6 +3,8 @@
 import dataclasses
 import functools
 import importlib.util
+import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 from pallas_kernels import hebbian_scan, hebbian_step, registry, resolvent_scan
 from pallas_kernels.hebbian import api as hebbian_api
+from pallas_kernels.hebbian import narrow, tiled
 
 B, N, H, K, V = 2, 5, 3, 4, 6
 
@@ -138,6 +141,9 @@ class Gpu:
         ("8.9", jnp.bfloat16, (64, 96), "xla"),
         ("9.0", jnp.bfloat16, (64, 257), "xla"),
         ("9.0", jnp.float32, (64, 128), "xla"),
+        ("8.0", jnp.float32, (1, 2), "triton"),
+        ("9.0", jnp.bfloat16, (1, 2), "mosaic"),
+        ("7.5", jnp.float32, (1, 2), "xla"),
         ("7.5", jnp.bfloat16, (64, 64), "xla"),
         ("gfx942", jnp.bfloat16, (64, 64), "xla"),
     ],
@@ -160,6 +166,40 @@ def test_a_gpu_takes_its_kernel_by_itself(monkeypatch, capability, dtype, widths
     mesh = jax.sharding.Mesh(jax.devices()[:1], ("data",))
     jax.jit(jax.shard_map(part, mesh=mesh, in_specs=P("data"), out_specs=P("data")))(jnp.ones(2))
     assert set(inside) == {chosen}
+
+
+@pytest.mark.parametrize("implementation", [None, "triton"])
+@pytest.mark.parametrize(
+    ("capability", "dtype", "widths", "taken"),
+    [
+        ("9.0", jnp.float32, (1, 2), "narrow"),
+        ("8.6", jnp.float32, (4, 4), "narrow"),
+        ("9.0", jnp.float32, (4, 5), "fused"),
+        ("8.6", jnp.bfloat16, (1, 2), "fused"),
+    ],
+)
+def test_narrow_states_have_a_triton_kernel_of_their_own(monkeypatch, implementation, capability, dtype, widths, taken):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(registry, "default_device", lambda: Gpu(capability))
+    launched = []
+
+    def recurrence(*arguments):
+        launched.append("narrow")
+        return narrow.recurrence(*arguments)
+
+    def forward(*arguments):
+        launched.append("fused")
+        return tiled.fused(4).forward(*arguments)
+
+    # In the places of the modules that need a GPU.
+    fused = dataclasses.replace(tiled.fused(4), forward=forward)
+    for name, module in (("triton_narrow", {"recurrence": recurrence}), ("triton", {"FUSED": fused})):
+        monkeypatch.setitem(sys.modules, f"pallas_kernels.hebbian.{name}", types.SimpleNamespace(**module))
+    q, v = (jnp.ones((B, N, H, width), dtype) for width in widths)
+    y, final = hebbian_scan(q, q, v, -jnp.ones((B, N, H)), 0.1, implementation=implementation)
+    assert launched == [taken]
+    assert y.shape == v.shape
+    assert final.shape == (B, H, *widths)
 
 
 @pytest.mark.parametrize("operation", ["hebbian", "resolvent"])

@@ -57,6 +57,14 @@ def in_two_halves(scan):
         ("triton", jnp.bfloat16, (2, 300, 3), (192, 256), 0.05, True),
         ("triton", jnp.float32, (1, 300, 2), (32, 64), 0.05, True),
         ("triton", jnp.float32, (2, 700, 2), (64, 64), 5.0, True),
+        # Narrow states: the recurrence alone. One stream in several blocks; all columns of a row in one program or
+        # not, or more than there are; a single token.
+        ("triton", jnp.float32, (1, 5000, 1), (1, 2), 1e-4, False),
+        ("triton", jnp.float32, (1, 5000, 1), (1, 2), 0.05, True),
+        ("triton", jnp.float32, (16, 256, 8), (1, 2), 0.05, True),
+        ("triton", jnp.float32, (66, 330, 3), (1, 2), 1.3, True),
+        ("triton", jnp.float32, (130, 67, 5), (3, 5), 20.0, False),
+        ("triton", jnp.float32, (2, 1, 3), (4, 4), 0.05, False),
     ],
 )
 def test_kernel_follows_the_law(name, dtype, sizes, widths, rate, resets, mapped):
@@ -165,6 +173,16 @@ def test_more_streams_than_an_axis_of_programs_holds(name):
     assert float(jnp.linalg.norm(y - reference) / jnp.linalg.norm(reference)) < 5e-3
     last_k, last_v = (x[-1, 0, 0].astype(jnp.float32) for x in (k, v))
     np.testing.assert_array_equal(final[-1, 0], jnp.outer(last_k, last_v))
+
+
+def test_more_narrow_states_than_an_axis_of_programs_holds():
+    batch = 66_000
+    keys = jax.random.split(jax.random.key(0), 3)
+    q, k, v = (jax.random.normal(key, (batch, 1, 4, 4)) for key in keys)
+    y, final = jax.jit(functools.partial(hebbian_scan, implementation="triton"))(q, k, v, jnp.zeros((batch, 1, 4)), 1.0)
+    np.testing.assert_array_equal(final, k[:, 0, :, :, None] * v[:, 0, :, None, :])
+    reference = jnp.sum(q * k, axis=-1, keepdims=True) * v
+    assert float(jnp.linalg.norm(y - reference) / jnp.linalg.norm(reference)) < 1e-6
 
 
 def test_the_default_is_a_kernel():
