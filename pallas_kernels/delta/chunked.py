@@ -21,6 +21,7 @@ from pallas_kernels.chunking import join_chunks, pad_tokens, split_chunks
 from pallas_kernels.delta.inverse import unit_lower_inverse
 from pallas_kernels.delta.walk import Steps, Walk, plain
 from pallas_kernels.hebbian.decays import ChunkDecays, chunk_decays, log_decay_cotangent
+from pallas_kernels.products import product
 
 # Tokens of a chunk: the inverse costs C a token, the walk 1 / C.
 CHUNK = 64
@@ -53,10 +54,6 @@ class _Chunks(NamedTuple):
     written: jax.Array
 
 
-def _product(spec: str, a: jax.Array, b: jax.Array) -> jax.Array:
-    return jnp.einsum(spec, a, b, precision=jax.lax.Precision.HIGHEST)
-
-
 def _cut(inputs: Inputs, chunk: int, dtype) -> _Chunks:
     k, log_decay, eta = (split_chunks(x, chunk) for x in (inputs.k, inputs.log_decay, inputs.eta))
     reset = inputs.reset
@@ -69,7 +66,7 @@ def _cut(inputs: Inputs, chunk: int, dtype) -> _Chunks:
     k = k.astype(dtype)
     read = decays.from_entry[..., None] * k
     written = (decays.to_exit * eta)[..., None] * k
-    solved_read = _product("bhmij,bhmjk->bhmik", inverse, read)
+    solved_read = product("bhmij,bhmjk->bhmik", inverse, read)
     return _Chunks(k, eta, decays, between, inverse, read, solved_read, written)
 
 
@@ -78,7 +75,7 @@ def _forward(inputs: Inputs, initial_state: jax.Array, chunk: int, walk: Walk):
     padded = _padded(inputs, chunk)
     chunks = _cut(padded, chunk, initial_state.dtype)
     v = split_chunks(padded.v, chunk)
-    solved_v = _product("bhmij,bhmjv->bhmiv", chunks.inverse, v.astype(initial_state.dtype))
+    solved_v = product("bhmij,bhmjv->bhmiv", chunks.inverse, v.astype(initial_state.dtype))
     steps = Steps(solved_v, chunks.solved_read, chunks.written, chunks.decays.log_whole, chunks.decays.survives)
     # Rounded before it is written: later corrections then see what the Hebbian memory holds, and make good for it.
     u, entries, _ = walk(steps, initial_state, v.dtype)
@@ -110,15 +107,15 @@ def _corrected_bwd(chunk: int, walk: Walk, residuals, cotangents):
     steps = Steps(du, chunks.solved_read, chunks.written, decays.log_whole, decays.survives, cotangents[1])
     du, dexits, dinitial = walk(steps, jnp.zeros_like(entries[:, :, 0]), dtype)
 
-    dv = _product("bhmji,bhmjv->bhmiv", chunks.inverse, du)
-    dread = -_product("bhmiv,bhmkv->bhmik", dv, entries)
-    dwritten = _product("bhmiv,bhmkv->bhmik", u, dexits)
-    dbetween = -_product("bhmiv,bhmjv->bhmij", dv, u)
+    dv = product("bhmji,bhmjv->bhmiv", chunks.inverse, du)
+    dread = -product("bhmiv,bhmkv->bhmik", dv, entries)
+    dwritten = product("bhmiv,bhmkv->bhmik", u, dexits)
+    dbetween = -product("bhmiv,bhmjv->bhmij", dv, u)
     paths = chunks.between * dbetween
     eta_j = chunks.eta[..., None, :]
     earlier = jnp.tril(jnp.ones((chunk, chunk), bool), -1)
     doverlaps = jnp.where(earlier, dbetween * decays.between * eta_j, 0)
-    dk = _product("bhmij,bhmjk->bhmik", doverlaps + jnp.swapaxes(doverlaps, -1, -2), chunks.k)
+    dk = product("bhmij,bhmjk->bhmik", doverlaps + jnp.swapaxes(doverlaps, -1, -2), chunks.k)
     dk = dk + decays.from_entry[..., None] * dread + (decays.to_exit * chunks.eta)[..., None] * dwritten
 
     stored = decays.to_exit * jnp.sum(chunks.k * dwritten, axis=-1)

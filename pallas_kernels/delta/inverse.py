@@ -5,12 +5,14 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels.products import product
+
 # Up to this size one product with all rows is quicker than slicing.
 _WHOLE = 16
 
 
 def _times(a: jax.Array, b: jax.Array) -> jax.Array:
-    return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
+    return product("...ij,...jk->...ik", a, b)
 
 
 def _small_inverse(below: jax.Array) -> jax.Array:

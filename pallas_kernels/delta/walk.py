@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels.hebbian.decays import decayed
+from pallas_kernels.products import product
 
 
 class Steps(NamedTuple):
@@ -38,21 +39,17 @@ class Steps(NamedTuple):
 Walk = Callable[[Steps, jax.Array, jnp.dtype], tuple[jax.Array, jax.Array, jax.Array]]
 
 
-def _product(spec: str, a: jax.Array, b: jax.Array) -> jax.Array:
-    return jnp.einsum(spec, a, b, precision=jax.lax.Precision.HIGHEST)
-
-
 def plain(steps: Steps, start: jax.Array, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array, jax.Array]:
     """A `Walk`; back where there is something joining."""
     back = steps.joining is not None
 
     def body(state, chunk: Steps):
         first, second, sign = (chunk.write, chunk.read, -1) if back else (chunk.read, chunk.write, 1)
-        x = (chunk.added - sign * _product("bhik,bhkv->bhiv", first, state)).astype(dtype)
+        x = (chunk.added - sign * product("bhik,bhkv->bhiv", first, state)).astype(dtype)
         kept = decayed(chunk.log_whole[..., None, None], state)
         if chunk.survives is not None:
             kept = jnp.where(chunk.survives[:, None, None, None], kept, 0)
-        after = kept + sign * _product("bhik,bhiv->bhkv", second, x.astype(state.dtype))
+        after = kept + sign * product("bhik,bhiv->bhkv", second, x.astype(state.dtype))
         return after if chunk.joining is None else after + chunk.joining, (x, state)
 
     survives = steps.survives

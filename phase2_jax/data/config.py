@@ -79,11 +79,18 @@ class DataConfig:
     """Share of the characters held back for validation where there is no validation text."""
     mode: str = "streams"
     """ "streams" (rows run through the text, memory carries over) or "windows" (shuffled, memory starts empty)."""
+    windows_in_a_row: int = 1
+    """Neighbouring windows that a row reads, the memory carried over, before it goes on elsewhere (windows mode)."""
     fresh_state_fraction: float = 0.0
     """Share of rows whose memory is wiped at the start of a window, streams mode (windows always start empty)."""
     random_start: bool = False
     """Each epoch starts at another token (streams mode), so that the text is not cut at the same places again."""
     task: TaskConfig = field(default_factory=TaskConfig)
+
+    @property
+    def carries_memory(self) -> bool:
+        """Whether a batch may go on where the one before it ended."""
+        return self.mode == "streams" or self.windows_in_a_row > 1
 
     def validate(self) -> None:
         """Raises UserError for a value that cannot work; whether files exist is found out when they are read."""
@@ -99,6 +106,12 @@ class DataConfig:
             raise UserError(f"data.fresh_state_fraction={self.fresh_state_fraction!r} must lie in [0, 1]")
         if self.random_start and self.mode != "streams":
             raise UserError(f"data.random_start=True needs data.mode='streams', not {self.mode!r}: leave it off")
+        if self.windows_in_a_row < 1:
+            raise UserError(f"data.windows_in_a_row={self.windows_in_a_row!r} must be an integer of at least 1")
+        if self.windows_in_a_row > 1 and (self.mode != "windows" or self.task.name):
+            raise UserError(
+                f"data.windows_in_a_row={self.windows_in_a_row} needs data.mode='windows' and a text: leave it at 1"
+            )
         self.task.validate()
         self._validate_source()
 

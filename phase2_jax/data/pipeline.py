@@ -23,8 +23,8 @@ _SHUFFLE_STREAM, _FRESH_STREAM, _START_STREAM = 0, 1, 2
 
 
 def steps_per_epoch(stream: TokenStream | TaskStream, config: DataConfig, *, batch_size: int, seq_len: int) -> int:
-    """Batches in one pass; the same in both modes. The tail that fills no batch is left out of streams, in windows mode
-    a different random remainder every epoch.
+    """Batches in one pass; the same in both modes but for `windows_in_a_row`. The tail that fills no batch is left out
+    of streams, in windows mode a different random remainder every epoch.
 
     Raises:
       UserError: the text is shorter than one batch.
@@ -32,11 +32,14 @@ def steps_per_epoch(stream: TokenStream | TaskStream, config: DataConfig, *, bat
     _check_shape(batch_size, seq_len)
     if isinstance(stream, TaskStream):
         return task_stream.steps_per_epoch(stream, batch_size, seq_len)
-    steps = (len(stream) - 1) // (batch_size * seq_len)
+    in_a_row = config.windows_in_a_row
+    size = batch_size * seq_len * in_a_row
+    steps = (len(stream) - 1) // size * in_a_row
     if steps < 1:
+        windows = "" if in_a_row == 1 else f"data.windows_in_a_row={in_a_row} windows of "
         raise UserError(
             f"the training text has {len(stream)} tokens, but one batch of train.batch_size={batch_size} rows of "
-            f"train.seq_len={seq_len} needs {batch_size * seq_len + 1}: lower one of them or give more text"
+            f"{windows}train.seq_len={seq_len} needs {size + 1}: lower one of them or give more text"
         )
     return steps
 
@@ -51,7 +54,8 @@ def train_dataset(
     epoch, and, for a `fresh_state_fraction` of the rows, at a window's start. With `random_start` the first row of each
     epoch starts at a random token, and the text goes on with its beginning where it ends.
     windows: windows of N tokens in an order shuffled anew every epoch; reset is True at their start and where a
-    document begins.
+    document begins. With `windows_in_a_row` R it is pieces of R N tokens that are shuffled, and R batches read through
+    the same pieces; reset is True at a piece's start.
     A task's sequences: likewise in shuffled order, or new ones for every batch.
 
     Raises:
@@ -63,9 +67,16 @@ def train_dataset(
     if isinstance(stream, TaskStream):
         return task_stream.train_dataset(stream, batch_size, seq_len, _shuffle_seed(seed))
     if config.mode == "windows":
-        order = grain.MapDataset.range((len(stream) - 1) // seq_len).shuffle(seed=_shuffle_seed(seed))
-        windows = order.batch(batch_size, drop_remainder=True).repeat()
-        return windows.map(lambda windows_B: _window_batch(stream, windows_B * seq_len, seq_len))
+        in_a_row = config.windows_in_a_row
+        piece = in_a_row * seq_len
+        order = grain.MapDataset.range((len(stream) - 1) // piece).shuffle(seed=_shuffle_seed(seed))
+        pieces = order.batch(batch_size, drop_remainder=True).repeat()
+
+        def window_of_step(step: int, _: int) -> Batch:
+            pieces_B, window = np.asarray(pieces[step // in_a_row]), step % in_a_row
+            return _cut_batch(stream, pieces_B * piece + window * seq_len, seq_len, np.full(batch_size, window == 0))
+
+        return grain.MapDataset.range(steps).repeat().map_with_index(window_of_step)
     row_starts_B = np.arange(batch_size) * (steps * seq_len)
     dataset = grain.MapDataset.range(steps).repeat()
 
@@ -144,10 +155,6 @@ class _EvalBatches(Sequence[Batch]):
         starts_B = self._starts_B + window * self._seq_len
         fresh_B = np.full(len(starts_B), window == 0)
         return _cut_batch(self._stream, starts_B, self._seq_len, fresh_B, self._ends_B)
-
-
-def _window_batch(stream: TokenStream, starts_B: np.ndarray, seq_len: int) -> Batch:
-    return _cut_batch(stream, starts_B, seq_len, np.ones(len(starts_B), bool))
 
 
 def _cut_batch(

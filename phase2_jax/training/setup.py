@@ -196,7 +196,7 @@ def build(
         optimizer=optimizer,
         schedule=schedule,
         grad_accum=train.grad_accum,
-        fresh_memory=None if config.data.mode == "streams" else partial(init_state, model_config, train.batch_size),
+        fresh_memory=None if config.data.carries_memory else partial(init_state, model_config, train.batch_size),
         aligned=is_aligned(config),
     )
     run = Run(

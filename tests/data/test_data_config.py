@@ -21,6 +21,8 @@ def test_the_defaults_are_valid():
         ({"valid_fraction": float("nan")}, r"data\.valid_fraction=nan"),
         ({"fresh_state_fraction": -0.1}, r"data\.fresh_state_fraction=-0\.1"),
         ({"fresh_state_fraction": 1.5}, r"data\.fresh_state_fraction=1\.5"),
+        ({"windows_in_a_row": 0, "mode": "windows"}, r"data\.windows_in_a_row=0"),
+        ({"windows_in_a_row": 4}, r"data\.windows_in_a_row=4 needs data\.mode='windows'"),
         ({"random_start": True, "mode": "windows"}, r"data\.random_start=True needs data\.mode='streams'"),
         ({"path": "a.txt", "dataset": "b"}, "exclude each other"),
         ({"document_separator": "---"}, r"data\.document_separator needs data\.path"),

@@ -129,6 +129,28 @@ def test_windows_come_once_an_epoch_and_start_fresh(case, seed):
         assert number_of_windows - len(firsts) < shape["batch_size"]
 
 
+@given(cases(), st.integers(2, 4), st.integers(0, 2**40))
+def test_windows_in_a_row_go_on_where_the_last_ended_and_pieces_come_once_an_epoch(case, in_a_row, seed):
+    stream, shape = case
+    stream = positions_stream(len(stream) * in_a_row, stream.document_starts)
+    config = DataConfig(mode="windows", windows_in_a_row=in_a_row)
+    steps = steps_per_epoch(stream, config, **shape)
+    assert steps % in_a_row == 0
+    batches = [at(train_dataset(stream, config, **shape, seed=seed), step) for step in range(2 * steps)]
+    for step, batch in enumerate(batches):
+        np.testing.assert_array_equal(batch["labels"], batch["tokens"] + 1)
+        resets = np.isin(batch["tokens"], stream.document_starts)
+        resets[:, 0] |= step % in_a_row == 0
+        np.testing.assert_array_equal(batch["reset"], resets)
+        if step % in_a_row:
+            np.testing.assert_array_equal(batch["tokens"][:, 0], batches[step - 1]["labels"][:, -1])
+        else:
+            assert not (batch["tokens"][:, 0] % (in_a_row * shape["seq_len"])).any()
+    for epoch in (batches[:steps], batches[steps:]):
+        inputs = np.concatenate([batch["tokens"].ravel() for batch in epoch])
+        assert len(np.unique(inputs)) == len(inputs)
+
+
 def window_order(seed, epoch=0):
     stream = positions_stream(16 * 2 + 1)
     dataset = train_dataset(stream, WINDOWS, batch_size=4, seq_len=2, seed=seed)
