@@ -106,6 +106,24 @@ def vary_alike(arrays: Any) -> Any:
     return jax.tree.map(cast, arrays)
 
 
+def place_freely(run: Callable[..., Any], *results: jax.sharding.NamedSharding) -> Callable[..., Any]:
+    """run such that the compiler places what is inside also where mesh axes are explicit; results: where its results
+    lie then.
+
+    Loops start from states that nobody has placed, which explicit axes would refuse.
+    """
+    if jax.sharding.AxisType.Explicit not in results[0].mesh.axis_types:
+        return run
+    return jax.sharding.auto_axes(run, out_sharding=results)
+
+
+def placed_like(x: jax.Array, *axes: int | None) -> jax.sharding.NamedSharding:
+    """Place of an array whose axes lie as those axes of x do, None as none."""
+    place = jax.typeof(x).sharding
+    spec = (None if axis is None else place.spec[axis] for axis in axes)
+    return jax.sharding.NamedSharding(place.mesh, jax.sharding.PartitionSpec(*spec))
+
+
 def _why_not(entry: Implementation, problem: Problem) -> str | None:
     if entry.kernel and problem.tracked:
         return "inside a jax.shard_map it needs check_vma=False"

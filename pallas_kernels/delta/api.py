@@ -9,7 +9,7 @@ from pallas_kernels import registry
 from pallas_kernels.chunking import pad_tokens
 from pallas_kernels.delta import chunked, naive
 from pallas_kernels.delta.walk import Walk, plain
-from pallas_kernels.hebbian.api import check_scan, choose, hebbian_scan
+from pallas_kernels.hebbian.api import check_scan, choose, hebbian_scan, results_placed_like
 
 # Tokens that one Hebbian scan takes before it starts again from the state of the corrections. Its kernels round each
 # write to bfloat16; here writes cancel each other, and what rounding leaves of them would add up over the sequence.
@@ -74,16 +74,19 @@ def delta_scan_with_values(
     """
     arrays = check_scan("delta_scan", q_BxNxHxK, k_BxNxHxK, v_BxNxHxV, log_decay, eta, initial_state, reset)
     chosen = choose("delta_scan", arrays, implementation)
-    arrays = registry.vary_alike(arrays)
-    if implementation == "naive":
-        return naive.scan(*arrays)
-    q, k, v, log_decay_BxNxH, eta_BxNxH, state, reset = arrays
-    with jax.named_scope("delta_correction"):
-        u, entries = chunked.corrected_values(
-            k, v, log_decay_BxNxH, eta_BxNxH, state, reset, walk=_walk(chosen, k.shape[1], state)
-        )
-    y, final = _stored_and_read(q, k, u, log_decay_BxNxH, eta_BxNxH, entries, reset, implementation)
-    return y, final, u
+
+    def run(*arrays):
+        if implementation == "naive":
+            return naive.scan(*arrays)
+        q, k, v, log_decay_BxNxH, eta_BxNxH, state, reset = arrays
+        walk = _walk(chosen, k.shape[1], state)
+        with jax.named_scope("delta_correction"):
+            u, entries = chunked.corrected_values(k, v, log_decay_BxNxH, eta_BxNxH, state, reset, walk=walk)
+        y, final = _stored_and_read(q, k, u, log_decay_BxNxH, eta_BxNxH, entries, reset, implementation)
+        return y, final, u
+
+    y_place, state_place = results_placed_like(v_BxNxHxV)
+    return registry.place_freely(run, y_place, state_place, y_place)(*registry.vary_alike(arrays))
 
 
 def delta_scan(

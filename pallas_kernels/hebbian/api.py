@@ -161,6 +161,11 @@ def check_scan(
     return q_BxNxHxK, k_BxNxHxK, v_BxNxHxV, log_decay_BxNxH, eta_BxNxH, initial_state.astype(dtype), reset
 
 
+def results_placed_like(v_BxNxHxV: jax.Array) -> tuple[jax.sharding.NamedSharding, jax.sharding.NamedSharding]:
+    """Places of y and the final state in a mesh of explicit axes."""
+    return registry.placed_like(v_BxNxHxV, 0, 1, 2, 3), registry.placed_like(v_BxNxHxV, 0, 2, None, 3)
+
+
 def choose(name: str, arrays: tuple, implementation: str | None) -> registry.Implementation:
     """What runs `hebbian_scan` on arguments that `check_scan` returned.
 
@@ -214,7 +219,8 @@ def hebbian_scan(
     """
     name = "hebbian_scan"
     arrays = check_scan(name, q_BxNxHxK, k_BxNxHxK, v_BxNxHxV, log_decay, eta, initial_state, reset)
-    return choose(name, arrays, implementation).run(*registry.vary_alike(arrays))
+    run = registry.place_freely(choose(name, arrays, implementation).run, *results_placed_like(v_BxNxHxV))
+    return run(*registry.vary_alike(arrays))
 
 
 def hebbian_step(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import jax
@@ -144,6 +145,8 @@ def resolvent_scan(
         tracked=bool(registry.varying_axes(arrays)),
     )
     chosen = registry.choose("resolvent_scan", IMPLEMENTATIONS, implementation, problem)
-    g_re, g_im = chosen.run(*registry.vary_alike(arrays), mode)
+    place = registry.placed_like(v_BxNxH, 0, 1, 2)
+    run = registry.place_freely(functools.partial(chosen.run, mode=mode), place, place)
+    g_re, g_im = run(*registry.vary_alike(arrays))
     final_g = (g_re[:, -1], g_im[:, -1]) if mode == "causal" else None
     return g_re, g_im, final_g

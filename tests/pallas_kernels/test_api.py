@@ -8,10 +8,11 @@ import types
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from pallas_kernels import hebbian_scan, hebbian_step, registry, resolvent_scan
+from pallas_kernels import delta_scan, hebbian_scan, hebbian_step, registry, resolvent_scan
 from pallas_kernels.hebbian import api as hebbian_api
 from pallas_kernels.hebbian import narrow, tiled
 
@@ -222,3 +223,23 @@ def test_a_kernel_wants_a_shard_map_that_does_not_follow_what_varies(operation):
         run("triton", True)
     with pytest.raises(ValueError, match="it needs an NVIDIA GPU"):
         run("triton", False)
+
+
+@pytest.mark.parametrize("operation", ["hebbian", "delta", "resolvent"])
+def test_axes_of_a_mesh_may_be_explicit(operation):
+    mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Explicit,))
+
+    def scan(x):
+        if operation == "resolvent":
+            head = jnp.ones(x.shape[2])
+            return resolvent_scan(x[..., 0], x[..., 1] ** 2, head, head, head)[0]
+        chosen = hebbian_scan if operation == "hebbian" else delta_scan
+        return chosen(x, x, x, -(x[..., 0] ** 2), 0.5)[0]
+
+    x = jnp.sin(jnp.arange(2 * 8 * 1 * 4.0)).reshape(2, 8, 1, 4)
+    plain = jax.jit(lambda x: (scan(x), jax.grad(lambda x: jnp.sum(scan(x)))(x)))
+    placed = jax.device_put(x, jax.sharding.NamedSharding(mesh, P("data")))
+    for found, expected in zip(plain(placed), plain(x), strict=True):
+        assert jax.typeof(found).sharding.spec[0] == "data"
+        # float32 rounding: the compiler may merge other operations.
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
