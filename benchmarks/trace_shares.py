@@ -28,7 +28,8 @@ _TOP = flags.DEFINE_integer("top", 15, "Largest kernels to list.")
 
 # The first that fits counts, so the order matters: kernels of split products have "reduce" in their names, too.
 SCANS = (
-    ("Hebbian scan: its kernels", r"mosaic|(sweep|queries|cotangents|prepare|collect|join)_kernel"),
+    ("Hebbian scan: its kernels", r"mosaic|(sweep|queries|cotangents|prepare|collect|join|recurrence)_kernel"),
+    ("delta rule: its kernel", r"^walk_kernel"),
     ("resolvent scan: its kernels", r"^(maps|entries|fractions|carries|incoming|adjoint)_kernel"),
 )
 SCOPES = (

@@ -9,7 +9,7 @@
         --workdir=runs/base_trace --config.train.num_steps=40 --config.train.profile_steps=30:32
     python benchmarks/trace_shares.py --workdir=runs/base_trace
 
-On one H200 80 s each (125m: two minutes): 437,000 tokens/s (base; xla 339,000), 146,000 (125m; xla 118,000). Traces are
+On one H100 80 s each (125m: two minutes): 569,000 tokens/s (base; xla 419,000), 181,000 (125m; xla 139,000). Traces are
 runs of their own, without CUDA graphs: with them jax 0.11.2 ended a run of 125m by a segmentation fault in the first
 step after its trace.
 
