@@ -55,6 +55,14 @@ def in_two_halves(scan):
         ("triton", jnp.bfloat16, (1, 600, 2), (128, 64), 1e-3, False),
         ("triton", jnp.bfloat16, (66, 330, 2), (16, 16), 0.05, True),
         ("triton", jnp.bfloat16, (2, 300, 3), (192, 256), 0.05, True),
+        # So many streams and chunks that programs of the backward take 8 and 16 chunks, and the longest sequence.
+        ("mosaic", jnp.bfloat16, (66, 520, 4), (16, 16), 0.05, True),
+        ("mosaic", jnp.bfloat16, (66, 1030, 4), (16, 16), 0.05, True),
+        ("mosaic", jnp.bfloat16, (66, 1030, 4), (80, 16), 0.05, True),
+        ("mosaic", jnp.bfloat16, (1, 2**20, 1), (16, 16), 1e-3, False),
+        ("triton", jnp.bfloat16, (66, 1030, 4), (16, 16), 0.05, True),
+        ("triton", jnp.bfloat16, (66, 2050, 4), (16, 16), 0.05, True),
+        ("triton", jnp.bfloat16, (1, 2**20, 1), (16, 16), 1e-3, False),
         ("triton", jnp.float32, (1, 300, 2), (32, 64), 0.05, True),
         ("triton", jnp.float32, (2, 700, 2), (64, 64), 5.0, True),
         # Narrow states: the recurrence alone. One stream in several blocks; all columns of a row in one program or
