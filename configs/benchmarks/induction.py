@@ -9,7 +9,7 @@ tokens write hardly overlaps with the question. Weight decay is to keep the logi
 still does.
 
 With --config.model.plasticity=delta --config.model.eta=1 --config.train.num_steps=15000 (half an hour) it is right at
-every length up to 1,048,576 with seeds 1 and 2; seed 0 does not learn in time.
+every length up to 1,048,576 with seeds 1, 2 and 3; seed 0 does not learn in time.
 """
 
 from ml_collections import ConfigDict
