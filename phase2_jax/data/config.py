@@ -82,7 +82,7 @@ class DataConfig:
     windows_in_a_row: int = 1
     """Neighbouring windows that a row reads, the memory carried over, before it goes on elsewhere (windows mode)."""
     fresh_state_fraction: float = 0.0
-    """Share of rows whose memory is wiped at the start of a window, streams mode (windows always start empty)."""
+    """Share of rows whose memory is wiped at the start of a window (in windows mode the first in a row always is)."""
     random_start: bool = False
     """Each epoch starts at another token (streams mode), so that the text is not cut at the same places again."""
     task: TaskConfig = field(default_factory=TaskConfig)

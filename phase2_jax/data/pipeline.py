@@ -3,7 +3,7 @@
 Labels are the next tokens, so a row of N inputs is cut from N + 1 tokens and neighbouring windows share one.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import overload
 
 import grain
@@ -66,35 +66,56 @@ def train_dataset(
         raise UserError(f"train.seed={seed} must not be negative")
     if isinstance(stream, TaskStream):
         return task_stream.train_dataset(stream, batch_size, seq_len, _shuffle_seed(seed))
-    if config.mode == "windows":
-        in_a_row = config.windows_in_a_row
-        piece = in_a_row * seq_len
-        order = grain.MapDataset.range((len(stream) - 1) // piece).shuffle(seed=_shuffle_seed(seed))
-        pieces = order.batch(batch_size, drop_remainder=True).repeat()
 
-        def window_of_step(step: int, _: int) -> Batch:
-            pieces_B, window = np.asarray(pieces[step // in_a_row]), step % in_a_row
-            return _cut_batch(stream, pieces_B * piece + window * seq_len, seq_len, np.full(batch_size, window == 0))
+    cut = _windows if config.mode == "windows" else _streams
+    starts_of_step = cut(stream, config, batch_size, seq_len, seed, steps)
 
-        return grain.MapDataset.range(steps).repeat().map_with_index(window_of_step)
-    row_starts_B = np.arange(batch_size) * (steps * seq_len)
-    dataset = grain.MapDataset.range(steps).repeat()
-
-    def first_token(epoch: int) -> int:
-        if not config.random_start:
-            return 0
-        # The last token is a label only.
-        return int(np.random.default_rng([_START_STREAM, seed, epoch]).integers(len(stream) - 1))
-
-    def batch_of_step(step: int, window: int) -> Batch:
-        fresh_B = np.full(batch_size, window == 0)
+    def batch_of_step(step: int, _: int) -> Batch:
+        starts_B, begins = starts_of_step(step)
+        fresh_B = np.full(batch_size, begins)
         if config.fresh_state_fraction > 0:
             chance = np.random.default_rng([_FRESH_STREAM, seed, step])
             fresh_B |= chance.random(batch_size) < config.fresh_state_fraction
-        return _cut_batch(stream, first_token(step // steps) + row_starts_B + window * seq_len, seq_len, fresh_B)
+        return _cut_batch(stream, starts_B, seq_len, fresh_B)
 
     # After repeat() the index is the global step, so fresh rows differ from epoch to epoch.
-    return dataset.map_with_index(batch_of_step)
+    return grain.MapDataset.range(steps).repeat().map_with_index(batch_of_step)
+
+
+# Of a global step: first token of each row, and whether the rows begin there.
+_StartsOfStep = Callable[[int], tuple[np.ndarray, bool]]
+
+
+def _windows(
+    stream: TokenStream, config: DataConfig, batch_size: int, seq_len: int, seed: int, steps: int
+) -> _StartsOfStep:
+    del steps
+    in_a_row = config.windows_in_a_row
+    piece = in_a_row * seq_len
+    order = grain.MapDataset.range((len(stream) - 1) // piece).shuffle(seed=_shuffle_seed(seed))
+    pieces = order.batch(batch_size, drop_remainder=True).repeat()
+
+    def starts(step: int) -> tuple[np.ndarray, bool]:
+        window = step % in_a_row
+        return np.asarray(pieces[step // in_a_row]) * piece + window * seq_len, window == 0
+
+    return starts
+
+
+def _streams(
+    stream: TokenStream, config: DataConfig, batch_size: int, seq_len: int, seed: int, steps: int
+) -> _StartsOfStep:
+    row_starts_B = np.arange(batch_size) * (steps * seq_len)
+
+    def starts(step: int) -> tuple[np.ndarray, bool]:
+        epoch, window = divmod(step, steps)
+        first = 0
+        if config.random_start:
+            # The last token is a label only.
+            first = int(np.random.default_rng([_START_STREAM, seed, epoch]).integers(len(stream) - 1))
+        return first + row_starts_B + window * seq_len, window == 0
+
+    return starts
 
 
 def train_iterator(dataset: grain.MapDataset[Batch], start_step: int = 0) -> grain.DatasetIterator[Batch]:

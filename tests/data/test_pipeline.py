@@ -7,6 +7,7 @@ import contextlib
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -166,12 +167,14 @@ def test_the_order_of_windows_changes_with_epoch_and_seed_and_never_with_the_ver
     assert len({tuple(order) for order in orders}) == 9
 
 
-def test_fresh_rows_are_a_share_of_window_starts_that_differs_from_epoch_to_epoch():
+# Ten windows a row: all of an epoch.
+@pytest.mark.parametrize("reading", [STREAMS, DataConfig(mode="windows", windows_in_a_row=10)])
+def test_fresh_rows_are_a_share_of_window_starts_that_differs_from_epoch_to_epoch(reading):
     stream = positions_stream(100 * 4 * 10 + 1)
-    config = DataConfig(fresh_state_fraction=0.25)
+    config = replace(reading, fresh_state_fraction=0.25)
     shape = {"batch_size": 100, "seq_len": 4}
     dataset = train_dataset(stream, config, **shape, seed=3)
-    plain = train_dataset(stream, STREAMS, **shape, seed=3)
+    plain = train_dataset(stream, reading, **shape, seed=3)
     resets = np.stack([at(dataset, step)["reset"] for step in range(20)])
     assert not resets[:, :, 1:].any()
     assert resets[0].any(axis=1).all()
@@ -184,14 +187,17 @@ def test_fresh_rows_are_a_share_of_window_starts_that_differs_from_epoch_to_epoc
     assert (wiped[1] != at(train_dataset(stream, config, **shape, seed=4), 1)["reset"][:, 0]).any()
     for name in ("tokens", "labels"):
         np.testing.assert_array_equal(at(dataset, 7)[name], at(plain, 7)[name])
-    everywhere = train_dataset(stream, DataConfig(fresh_state_fraction=1.0), **shape, seed=3)
+    everywhere = train_dataset(stream, replace(reading, fresh_state_fraction=1.0), **shape, seed=3)
     assert at(everywhere, 7)["reset"][:, 0].all()
 
 
-@given(cases(), st.integers(0, 12), st.integers(0, 5), st.sampled_from(["streams", "windows"]))
+@given(
+    cases(), st.integers(0, 12), st.integers(0, 5), st.sampled_from([("streams", 1), ("windows", 1), ("windows", 3)])
+)
 def test_reading_on_from_any_step_gives_the_same_batches(case, start, taken, mode):
     stream, shape = case
-    config = DataConfig(mode=mode, fresh_state_fraction=0.5)
+    config = DataConfig(mode=mode[0], windows_in_a_row=mode[1], fresh_state_fraction=0.5)
+    stream = positions_stream(3 * len(stream), stream.document_starts)
     dataset = train_dataset(stream, config, **shape, seed=1)
     with contextlib.closing(train_iterator(dataset, start)) as iterator:
         for step in range(start, start + taken):
