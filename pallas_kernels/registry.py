@@ -112,9 +112,11 @@ def place_freely(run: Callable[..., Any], *results: jax.sharding.NamedSharding) 
 
     Loops start from states that nobody has placed, which explicit axes would refuse.
     """
-    if jax.sharding.AxisType.Explicit not in results[0].mesh.axis_types:
-        return run
-    return jax.sharding.auto_axes(run, out_sharding=results)
+    mesh = results[0].mesh
+    # Not the manual ones, which a `jax.shard_map` over some axes leaves beside them.
+    kinds = zip(mesh.axis_names, mesh.axis_types, strict=True)
+    explicit = tuple(name for name, kind in kinds if kind == jax.sharding.AxisType.Explicit)
+    return jax.sharding.auto_axes(run, axes=explicit, out_sharding=results) if explicit else run
 
 
 def placed_like(x: jax.Array, *axes: int | None) -> jax.sharding.NamedSharding:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable
 
 import jax
@@ -145,8 +144,11 @@ def resolvent_scan(
         tracked=bool(registry.varying_axes(arrays)),
     )
     chosen = registry.choose("resolvent_scan", IMPLEMENTATIONS, implementation, problem)
-    place = registry.placed_like(v_BxNxH, 0, 1, 2)
-    run = registry.place_freely(functools.partial(chosen.run, mode=mode), place, place)
-    g_re, g_im = run(*registry.vary_alike(arrays))
-    final_g = (g_re[:, -1], g_im[:, -1]) if mode == "causal" else None
-    return g_re, g_im, final_g
+
+    def run(*arrays):
+        g_re, g_im = chosen.run(*arrays, mode)
+        return g_re, g_im, g_re[:, -1], g_im[:, -1]
+
+    place, last = registry.placed_like(v_BxNxH, 0, 1, 2), registry.placed_like(v_BxNxH, 0, 2)
+    g_re, g_im, *final_g = registry.place_freely(run, place, place, last, last)(*registry.vary_alike(arrays))
+    return g_re, g_im, (final_g[0], final_g[1]) if mode == "causal" else None

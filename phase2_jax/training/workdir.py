@@ -74,12 +74,12 @@ def plain(config: ExperimentConfig) -> dict[str, Any]:
 
 
 def check_unchanged(stored: dict[str, Any], current: dict[str, Any]) -> None:
-    """Refuse to continue a run under another configuration.
+    """Refuse to continue a run under another configuration. A field that is younger than the run had its default.
 
     Raises:
       UserError: names the first field that differs, both values, and what may change.
     """
-    old, new = flatten(stored), flatten(current)
+    old, new = flatten(plain(ExperimentConfig())) | flatten(stored), flatten(current)
     for name in sorted(set(old) & set(new)):
         if old[name] != new[name] and not name.startswith(MAY_CHANGE):
             raise UserError(

@@ -243,3 +243,9 @@ def test_axes_of_a_mesh_may_be_explicit(operation):
         assert jax.typeof(found).sharding.spec[0] == "data"
         # float32 rounding: the compiler may merge other operations.
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    # Tokens on an axis, and a shard_map over one of two axes, which leaves the other explicit inside.
+    assert jax.jit(scan)(jax.device_put(x, jax.sharding.NamedSharding(mesh, P(None, "data")))).shape[1] == 8
+    both = jax.make_mesh((1, 1), ("data", "model"), axis_types=(jax.sharding.AxisType.Explicit,) * 2)
+    part = jax.shard_map(scan, mesh=both, in_specs=P("data"), out_specs=P("data"), axis_names={"data"})
+    with jax.set_mesh(both):
+        np.testing.assert_allclose(jax.jit(part)(jnp.asarray(np.asarray(x))), plain(x)[0], rtol=1e-5, atol=1e-6)

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pallas_kernels import delta_scan, delta_scan_with_values, hebbian_scan
+from pallas_kernels import delta_scan, delta_scan_with_values, hebbian_scan, registry
 from pallas_kernels.delta.inverse import unit_lower_inverse
+from pallas_kernels.products import product
 
 NAMES = ("y", "state", "u", "dq", "dk", "dv", "dlog_decay", "deta", "dinitial_state")
 
@@ -213,6 +214,15 @@ def test_keys_up_to_unit_length_never_give_nan_and_repeat_bit_for_bit(seed, scal
     first = jitted_gradients()(*args)
     assert all(bool(jnp.isfinite(x).all()) for x in jax.tree.leaves(first))
     jax.tree.map(np.testing.assert_array_equal, first, jitted_gradients()(*args))
+
+
+def test_products_on_a_cpu_beside_a_gpu_are_exact(monkeypatch):
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(2, 3, 8, 8))
+    monkeypatch.setattr(registry, "compute_capability", lambda device: 9.0)
+    found = jax.jit(functools.partial(product, "bij,bjk->bik"))(jnp.float32(a), jnp.float32(b))
+    # float32 rounding.
+    np.testing.assert_allclose(found, a @ b, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("size", [1, 2, 16, 64])

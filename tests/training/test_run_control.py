@@ -213,3 +213,13 @@ def test_early_stopping_settings_are_checked() -> None:
         TrainConfig(early_stopping=EarlyStoppingConfig(patience=-1)).validate()
     with pytest.raises(UserError, match=r"early_stopping\.min_delta"):
         TrainConfig(early_stopping=EarlyStoppingConfig(min_delta=float("nan"))).validate()
+
+
+def test_a_field_younger_than_a_run_had_its_default():
+    current = workdirs.plain(ExperimentConfig(data=DataConfig(mode="windows")))
+    stored = json.loads(json.dumps(current))
+    del stored["data"]["windows_in_a_row"]
+    workdirs.check_unchanged(stored, current)
+    current["data"]["windows_in_a_row"] = 2
+    with pytest.raises(UserError, match=r"data\.windows_in_a_row is 2 but this run was started with 1"):
+        workdirs.check_unchanged(stored, current)
