@@ -247,5 +247,6 @@ def test_axes_of_a_mesh_may_be_explicit(operation):
     assert jax.jit(scan)(jax.device_put(x, jax.sharding.NamedSharding(mesh, P(None, "data")))).shape[1] == 8
     both = jax.make_mesh((1, 1), ("data", "model"), axis_types=(jax.sharding.AxisType.Explicit,) * 2)
     part = jax.shard_map(scan, mesh=both, in_specs=P("data"), out_specs=P("data"), axis_names={"data"})
+    split = jax.device_put(x, jax.sharding.NamedSharding(both, P("data")))
     with jax.set_mesh(both):
-        np.testing.assert_allclose(jax.jit(part)(jnp.asarray(np.asarray(x))), plain(x)[0], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(jax.jit(part)(split), plain(x)[0], rtol=1e-5, atol=1e-6)
