@@ -7,8 +7,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from phase2_jax.memory.convolution import causal_convolution
-from phase2_jax.memory.hebbian import Writes, scan_stream
+from phase2_jax.memory.hebbian import Writes
 from phase2_jax.memory.state import MemoryState
+from phase2_jax.memory.stream import scan_stream
 from phase2_jax.model.barrier import stored_gradient
 from phase2_jax.model.config import ModelConfig
 from phase2_jax.model.initializers import projection_initializer

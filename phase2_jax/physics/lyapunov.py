@@ -45,6 +45,12 @@ def init_lyapunov_state(batch: int, num_heads: int, dtype: jnp.dtype = jnp.float
     return LyapunovState(zeros(), zeros(), zeros(), zeros(), jnp.ones((batch, num_heads), dtype), zeros())
 
 
+def opened(energy_BxH: jax.Array) -> LyapunovState:
+    """Monitor at the start of an interval, of a memory with that energy; nothing supplied yet."""
+    zeros_BxH = jnp.zeros_like(energy_BxH)
+    return LyapunovState(energy_BxH, zeros_BxH, energy_BxH, zeros_BxH, jnp.ones_like(energy_BxH), zeros_BxH)
+
+
 def energy(w_KxV: jax.Array) -> jax.Array:
     """E = ‖W‖² of every head: `(..., K, V)` to `(...)`."""
     return jnp.sum(jnp.square(w_KxV), axis=(-2, -1))
@@ -174,11 +180,6 @@ def close_interval(lyapunov: LyapunovState, end_energy_BxH: jax.Array, start_ene
     tail_BxH = jnp.where(lyapunov.chunk_decay_BxH > 0, tail_BxH, 0)
     change_BxH = end_energy_BxH - lyapunov.interval_energy_BxH
     stable_BxH = change_BxH <= GROWTH_SHARE * (lyapunov.supply_BxH + tail_BxH)
-    return LyapunovState(
-        chunk_energy_BxH=start_energy_BxH,
-        chunk_decay_BxH=jnp.zeros_like(start_energy_BxH),
-        interval_energy_BxH=start_energy_BxH,
-        supply_BxH=jnp.zeros_like(start_energy_BxH),
-        stable_BxH=stable_BxH.astype(start_energy_BxH.dtype),
-        energy_change_BxH=change_BxH,
+    return replace(
+        opened(start_energy_BxH), stable_BxH=stable_BxH.astype(start_energy_BxH.dtype), energy_change_BxH=change_BxH
     )

@@ -15,8 +15,9 @@ from phase2_jax.data.tokenizers import Tokenizer
 from phase2_jax.errors import UserError
 from phase2_jax.inference.loading import LATEST, load_model
 from phase2_jax.memory import resonance, snr
-from phase2_jax.memory.hebbian import Writes, scan_stream
+from phase2_jax.memory.hebbian import Writes
 from phase2_jax.memory.state import MemoryState
+from phase2_jax.memory.stream import scan_stream
 from phase2_jax.model.config import ModelConfig
 from phase2_jax.model.language_model import LanguageModel, init_state
 from phase2_jax.reporting.run_files import RunFiles

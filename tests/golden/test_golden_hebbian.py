@@ -9,8 +9,9 @@ import pytest
 
 from pallas_kernels import hebbian_scan
 from phase2_jax.memory.config import ConsolidationConfig, MemoryConfig
-from phase2_jax.memory.hebbian import Writes, scan_stream
+from phase2_jax.memory.hebbian import Writes
 from phase2_jax.memory.state import init_memory_state
+from phase2_jax.memory.stream import scan_stream
 
 HEADS, WIDTH, ETA = 2, 16, 0.1
 scan = jax.jit(hebbian_scan, static_argnames="implementation")

@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from phase2_jax.memory.config import ConsolidationConfig, MemoryConfig
-from phase2_jax.memory.hebbian import Writes, scan_stream
+from phase2_jax.memory.hebbian import Writes
 from phase2_jax.memory.state import MemoryState, init_memory_state
+from phase2_jax.memory.stream import scan_stream
 from phase2_jax.physics.zeta import resonance_basis
 
 B, N, H, K, V = 2, 20, 2, 3, 4
