@@ -98,6 +98,9 @@ def write(
     log_decay_BxNxH = writes.log_decay_BxNxH * jnp.where(same_document_BxNx1, state.gamma_factor_BxH[:, None], 1)
     written = replace(writes, log_decay_BxNxH=log_decay_BxNxH, eta_BxNxH=eta_BxNxH)
     y_BxNxHxV, w_BxHxKxV, v_BxNxHxV = _store(written, state.w_BxHxKxV, config.plasticity, implementation)
+    # Without it XLA for GPUs, which lets a kernel write straight into what is kept for the backward pass, runs the
+    # kernel a second time for those who read the weights now.
+    w_BxHxKxV = jax.lax.optimization_barrier(w_BxHxKxV)
     last_document_BxNx1 = (begun_BxN == begun_BxN[:, -1:])[..., None]
     decay_BxH = -jnp.sum(jnp.where(last_document_BxNx1, log_decay_BxNxH, 0), axis=1)
     unbroken_Bx1 = begun_BxN[:, -1:] == 0
@@ -117,16 +120,13 @@ def write(
 @recomputed
 def _fed_back(k_BxNxHxK: jax.Array, v_BxNxHxV: jax.Array, feedback_KxV: jax.Array) -> jax.Array:
     """⟨P, k vᵀ⟩ of every token and head; of its wide products nothing is kept for the backward pass."""
-    dtype = feedback_KxV.dtype
-    kp_BxNxHxV = jnp.einsum(
-        "bnhk,kv->bnhv", k_BxNxHxK, feedback_KxV.astype(k_BxNxHxK.dtype), preferred_element_type=dtype
-    )
-    return jnp.sum(kp_BxNxHxV * v_BxNxHxV.astype(dtype), axis=-1)
+    kp_BxNxHxV = jnp.einsum("bnhk,kv->bnhv", k_BxNxHxK, feedback_KxV.astype(k_BxNxHxK.dtype))
+    return jnp.sum(kp_BxNxHxV.astype(feedback_KxV.dtype) * v_BxNxHxV.astype(feedback_KxV.dtype), axis=-1)
 
 
 def overlap(feedback_KxV: jax.Array, w_BxHxKxV: jax.Array) -> jax.Array:
     """⟨P, W⟩ of every head, `(B, H)`."""
-    return jnp.einsum("kv,bhkv->bh", feedback_KxV, w_BxHxKxV)
+    return jnp.sum(feedback_KxV * w_BxHxKxV, axis=(-2, -1))
 
 
 def feedback(written: Writes, start_BxH: jax.Array, feedback_KxV: jax.Array) -> jax.Array:

@@ -13,30 +13,33 @@ LARGEST_RATIO = 1e4
 SMALLEST_THRESHOLD = 1e-12
 
 
-def _forward(w_BxHxKxV: jax.Array, inverse_basis_KxK: np.ndarray) -> tuple[jax.Array, jax.Array]:
-    re_KxK, im_KxK = (
-        jnp.asarray(part, w_BxHxKxV.dtype) for part in (np.real(inverse_basis_KxK), np.imag(inverse_basis_KxK))
-    )
-    rotate = lambda part_KxK: jnp.einsum("ik,bhkv->bhiv", part_KxK, w_BxHxKxV, precision="highest")  # noqa: E731
-    return rotate(re_KxK), rotate(im_KxK)
+def _stacked(basis_KxK: np.ndarray, dtype: jnp.dtype) -> jax.Array:
+    """Real and imaginary part below each other, `(2K, K)`."""
+    return jnp.asarray(np.concatenate([np.real(basis_KxK), np.imag(basis_KxK)]), dtype)
+
+
+def _modes(w_BxHxKxV: jax.Array, inverse_basis_KxK: np.ndarray) -> jax.Array:
+    """Real parts of all modes of U⁻¹ W, then their imaginary parts, `(B, H, 2K, V)`."""
+    rotation_JxK = _stacked(inverse_basis_KxK, w_BxHxKxV.dtype)
+    return jnp.einsum("jk,bhkv->bhjv", rotation_JxK, w_BxHxKxV, precision="highest")
 
 
 def project(
     w_BxHxKxV: jax.Array, mode_weights_BxHxK: jax.Array, basis_KxK: np.ndarray, inverse_basis_KxK: np.ndarray
 ) -> jax.Array:
     """Re(U diag(m) U⁻¹) W for a complex basis U `(K, K)` and mode weights m `(B, H, K)`."""
-    re_BxHxKxV, im_BxHxKxV = _forward(w_BxHxKxV, inverse_basis_KxK)
-    weights_BxHxKx1 = mode_weights_BxHxK.astype(w_BxHxKxV.dtype)[..., None]
-    re_KxK, im_KxK = (jnp.asarray(part, w_BxHxKxV.dtype) for part in (np.real(basis_KxK), np.imag(basis_KxK)))
-    back = lambda part_KxK, x: jnp.einsum("ki,bhiv->bhkv", part_KxK, weights_BxHxKx1 * x, precision="highest")  # noqa: E731
-    return back(re_KxK, re_BxHxKxV) - back(im_KxK, im_BxHxKxV)
+    weights_BxHxJ = jnp.tile(mode_weights_BxHxK.astype(w_BxHxKxV.dtype), 2)
+    weighted_BxHxJxV = weights_BxHxJ[..., None] * _modes(w_BxHxKxV, inverse_basis_KxK)
+    # Conjugated for the minus sign that imaginary times imaginary has.
+    back_JxK = _stacked(basis_KxK.conj().T, w_BxHxKxV.dtype)
+    return jnp.einsum("jk,bhjv->bhkv", back_JxK, weighted_BxHxJxV, precision="highest")
 
 
 def mode_energies_squared(w_BxHxKxV: jax.Array) -> jax.Array:
     """e_i² = ‖(Uᴴ W)_i‖² of every mode, `(B, H, K)`, in the unitary zeta basis."""
     basis_KxK = zeta.resonance_basis(w_BxHxKxV.shape[-2])
-    re_BxHxKxV, im_BxHxKxV = _forward(w_BxHxKxV, basis_KxK.conj().T)
-    return jnp.sum(jnp.square(re_BxHxKxV) + jnp.square(im_BxHxKxV), axis=-1)
+    parts_BxHxJ = jnp.sum(jnp.square(_modes(w_BxHxKxV, basis_KxK.conj().T)), axis=-1)
+    return sum(jnp.split(parts_BxHxJ, 2, axis=-1))
 
 
 def mode_weights(energies_squared_BxHxK: jax.Array, threshold: float) -> jax.Array:
