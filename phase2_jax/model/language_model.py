@@ -154,8 +154,8 @@ class LanguageModel(nnx.Module):
           reset_BxN: True where a document begins; its memory starts empty. None = nowhere.
           aligned: promise that the state's position is a multiple of `consolidation.interval` (faster; checked where
             the position is known), or that none lies within this call.
-          unroll: compile every layer by itself instead of one for all: a longer program that copies no parameters,
-            which is what a single token's time consists of.
+          unroll: compile every layer by itself instead of one for all: a longer program that copies neither parameters,
+            which is what a single token's time consists of, nor what the backward pass keeps.
           deterministic: no dropout.
           rngs: `dropout` stream, needed unless deterministic.
           trace: also return Γ of every token.

@@ -18,6 +18,7 @@ from phase2_jax.training.logging_config import LoggingConfig
 
 OPTIMIZERS = ("adamw", "muon")
 IMPLEMENTATIONS = ("", "naive", "xla", "mosaic", "triton")
+UNROLL = ("", "yes", "no")
 
 
 @dataclass(frozen=True)
@@ -152,19 +153,18 @@ class ShardingConfig:
 
 @dataclass(frozen=True)
 class KernelsConfig:
-    """Which implementation of the scans runs."""
+    """How a step is computed, not what."""
 
     implementation: str = ""
-    """"" = the default; naive, xla, or on NVIDIA GPUs triton, and mosaic for the Hebbian scan."""
+    """Of the scans: "" = the default; naive, xla, or on NVIDIA GPUs triton, and mosaic for the Hebbian scan."""
+    unroll_layers: str = ""
+    """Whether every layer is compiled by itself: faster steps (nothing is copied from layer to layer) that take longer
+    to compile and somewhat more memory. yes, no, "" = on GPUs."""
 
     def validate(self) -> None:
         """Raise UserError for a name that does not exist."""
-        _require(
-            self.implementation in IMPLEMENTATIONS,
-            "kernels.implementation",
-            repr(self.implementation),
-            f"one of {IMPLEMENTATIONS}",
-        )
+        for name, known in (("implementation", IMPLEMENTATIONS), ("unroll_layers", UNROLL)):
+            _require(getattr(self, name) in known, f"kernels.{name}", repr(getattr(self, name)), f"one of {known}")
 
 
 @dataclass(frozen=True)

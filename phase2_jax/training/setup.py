@@ -120,6 +120,12 @@ def is_aligned(config: ExperimentConfig) -> bool:
     return interval > 0 and config.train.seq_len % interval == 0
 
 
+def unrolls(config: ExperimentConfig) -> bool:
+    """Whether a training step compiles every layer by itself."""
+    wanted = config.kernels.unroll_layers
+    return wanted == "yes" if wanted else jax.default_backend() == "gpu"
+
+
 def _check_implementation(name: str | None, config: ModelConfig) -> None:
     """Raise UserError where the Hebbian scan of the model cannot run so."""
     if name is None or not config.memory:
@@ -198,6 +204,7 @@ def build(
         grad_accum=train.grad_accum,
         fresh_memory=None if config.data.carries_memory else partial(init_state, model_config, train.batch_size),
         aligned=is_aligned(config),
+        unroll=unrolls(config),
     )
     run = Run(
         config=config,

@@ -52,6 +52,7 @@ class StepConfig:
       grad_accum: micro-batches a step is split into.
       fresh_memory: makes the memory every step starts from; None = it carries over from step to step.
       aligned: the stream position is a multiple of the consolidation interval at every step.
+      unroll: every layer is compiled by itself.
     """
 
     graphdef: nnx.GraphDef[LanguageModel]
@@ -60,6 +61,7 @@ class StepConfig:
     grad_accum: int
     fresh_memory: Callable[[], ModelState] | None
     aligned: bool
+    unroll: bool = False
 
 
 def split_rows(tree: Any, parts: int, axis: int) -> Any:
@@ -108,6 +110,7 @@ def loss_and_gradient(
             memory,
             reset_BxN=micro["reset"],
             aligned=config.aligned,
+            unroll=config.unroll,
             deterministic=False,
             rngs=nnx.Rngs(dropout=rng),
             logits=False,

@@ -78,6 +78,7 @@ def run(*arguments: str) -> int:
         ((TINY, "--workdir=w", "--config.sharding.data=64"), "devices"),
         ((TINY, "--workdir=w", "--config.kernels.implementation=cuda"), "kernels.implementation='cuda'"),
         ((TINY, "--workdir=w", "--config.kernels.implementation=mosaic"), "needs an NVIDIA GPU"),
+        ((TINY, "--workdir=w", "--config.kernels.unroll_layers=maybe"), "kernels.unroll_layers='maybe'"),
         ((TINY, "--workdir=w", "--config.optimizer.learning_rate=-1"), "optimizer.learning_rate=-1.0"),
         ((TINY, "--workdir=w", "--config.data.path=absent.txt"), "absent.txt"),
         ((TINY, "--workdir=w", "--config.data.tokenizer=bpe"), "data.tokenizer='bpe'"),

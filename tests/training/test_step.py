@@ -94,6 +94,20 @@ def test_accumulation_gives_the_gradient_of_the_whole_batch(start):
     assert_close(halves, whole, rtol=2e-5)
 
 
+def test_unrolled_layers_compute_the_same(start):
+    config, state = start
+    batch = make_batch(4, mask=True)
+    unrolled_config = dataclasses.replace(config, unroll=True)
+    lowered = [
+        jax.jit(partial(loss_and_gradient, c)).lower(state.params, state.memory, batch, state.rng)
+        for c in (config, unrolled_config)
+    ]
+    assert lowered[0].as_text() != lowered[1].as_text()
+    looped, unrolled = (x.compile()(state.params, state.memory, batch, state.rng) for x in lowered)
+    # The compiler merges other operations: float32 roundings.
+    assert_close(unrolled, looped, rtol=2e-5)
+
+
 def test_masked_labels_do_not_count():
     logits = jax.random.normal(jax.random.key(0), (2, 3, 5))
     labels = jnp.array([[1, -1, 2], [-1, -1, 4]])
