@@ -11,18 +11,15 @@ this definition, one in its steady state is stable.
 """
 
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels import hebbian_scan
 from pallas_kernels.chunking import walk
-from pallas_kernels.hebbian.decays import chunk_decays
 
 GROWTH_SHARE = 0.1
 CHUNK = 64
-# Chunks whose memories are computed at once, and held.
-BLOCK = 16
 
 
 @jax.tree_util.register_dataclass
@@ -80,32 +77,30 @@ def observe(
     do not depend on the cutting. A document's reset restarts the interval. Read-only: no gradient flows through any of
     it.
     """
-    stop = jax.lax.stop_gradient
-    w_BxHxKxV = stop(w_BxHxKxV)
+    lyapunov, w_BxHxKxV, k_BxNxHxK, v_BxNxHxV, log_decay_BxNxH, eta_BxNxH = jax.lax.stop_gradient(
+        (lyapunov, w_BxHxKxV, k_BxNxHxK, v_BxNxHxV, log_decay_BxNxH, eta_BxNxH)
+    )
     dtype = w_BxHxKxV.dtype
     num_tokens = k_BxNxHxK.shape[1]
     offset = position % chunk
-    # Tokens are laid into whole chunks at the offset where the stream stands; the padding writes nothing and forgets
-    # nothing.
+    # Tokens are laid into whole chunks at the offset where the stream stands.
     num_chunks = 1 if num_tokens == 1 else -(-num_tokens // chunk) + (chunk > 1)
 
     def in_chunks(x_BxN: jax.Array) -> jax.Array:
         if num_tokens == 1:
-            return stop(x_BxN)[None]
+            return x_BxN[None]
         padded = jnp.zeros((x_BxN.shape[0], num_chunks * chunk, *x_BxN.shape[2:]), x_BxN.dtype)
-        padded = jax.lax.dynamic_update_slice_in_dim(padded, stop(x_BxN), offset, axis=1)
+        padded = jax.lax.dynamic_update_slice_in_dim(padded, x_BxN, offset, axis=1)
         return jnp.moveaxis(padded.reshape(x_BxN.shape[0], num_chunks, chunk, *x_BxN.shape[2:]), 1, 0)
 
+    energy_BxNxH = _energies(w_BxHxKxV, k_BxNxHxK, v_BxNxHxV, log_decay_BxNxH, eta_BxNxH, reset_BxN)
+    # A chunk that does not end here is not asked for its energy.
+    energy_MxBxH = in_chunks(energy_BxNxH)[:, :, -1]
     reset_MxBxC = in_chunks(reset_BxN)
     resets_after_MxBxC = jnp.cumsum(reset_MxBxC[..., ::-1], axis=-1)[..., ::-1] - reset_MxBxC
     current_MxBxCx1 = (resets_after_MxBxC == 0)[..., None]
-    kept_MxBxCxH = jnp.where(current_MxBxCx1, in_chunks(log_decay_BxNxH.astype(dtype)), 0)
-    to_end_MxBxCxH = jnp.cumsum(kept_MxBxCxH[:, :, ::-1], axis=2)[:, :, ::-1] - kept_MxBxCxH
-    strength_MxBxCxH = jnp.exp(jnp.minimum(to_end_MxBxCxH, 0)) * in_chunks(eta_BxNxH.astype(dtype))
-    weight_MxBxCxH = jnp.where(current_MxBxCx1, strength_MxBxCxH, 0)
-    log_decay_MxBxH, has_reset_MxB = jnp.sum(kept_MxBxCxH, axis=2), jnp.any(reset_MxBxC, axis=2)
-    chunks = _Chunks(in_chunks(k_BxNxHxK), in_chunks(v_BxNxHxV), weight_MxBxCxH, log_decay_MxBxH, has_reset_MxB)
-    energy_MxBxH = _energies(w_BxHxKxV, chunks)
+    log_decay_MxBxH = jnp.sum(jnp.where(current_MxBxCx1, in_chunks(log_decay_BxNxH.astype(dtype)), 0), axis=2)
+    has_reset_MxB = jnp.any(reset_MxBxC, axis=2)
     ends_M = (jnp.arange(num_chunks) + 1) * chunk <= offset + num_tokens
 
     def step(state: LyapunovState, chunk_end):
@@ -123,51 +118,34 @@ def observe(
         )
         return state, None
 
-    return walk(step, jax.tree.map(stop, lyapunov), (energy_MxBxH, log_decay_MxBxH, has_reset_MxB, ends_M))[0]
+    return walk(step, lyapunov, (energy_MxBxH, log_decay_MxBxH, has_reset_MxB, ends_M))[0]
 
 
-class _Chunks(NamedTuple):
-    """M chunks of C tokens; weight: what is left at the chunk's end of a token's write; log_decay: since its start or
-    last reset.
+def _energies(
+    w_BxHxKxV: jax.Array,
+    k_BxNxHxK: jax.Array,
+    v_BxNxHxV: jax.Array,
+    log_decay_BxNxH: jax.Array,
+    eta_BxNxH: jax.Array,
+    reset_BxN: jax.Array,
+) -> jax.Array:
+    """‖W_t‖² after every token, `(B, N, H)`, of a memory that is `w` before the first.
+
+    What a write adds is known from what its own key reads afterwards, r_t = W_tᵀ k_t:
+
+        E_t = e^{−2Γ_t dt} E_{t−1} + η_t (2 v_t·r_t − η_t ‖k_t‖² ‖v_t‖²).
     """
-
-    k_MxBxCxHxK: jax.Array
-    v_MxBxCxHxV: jax.Array
-    weight_MxBxCxH: jax.Array
-    log_decay_MxBxH: jax.Array
-    has_reset_MxB: jax.Array
-
-
-def _energies(w_BxHxKxV: jax.Array, chunks: _Chunks) -> jax.Array:
-    """Energy at the end of every chunk `(M, B, H)` of a memory that is `w` before the first, block by block."""
-    num_chunks = chunks.log_decay_MxBxH.shape[0]
-    num_blocks = -(-num_chunks // BLOCK)
-    size = -(-num_chunks // num_blocks)
-
-    def in_blocks(x_M: jax.Array) -> jax.Array:
-        padded = jnp.pad(x_M, ((0, num_blocks * size - num_chunks), *[(0, 0)] * (x_M.ndim - 1)))
-        return padded.reshape(num_blocks, size, *x_M.shape[1:])
-
-    blocks = jax.tree.map(in_blocks, chunks)
-    if num_blocks == 1:
-        return _block_energies(w_BxHxKxV, jax.tree.map(lambda x: x[0], blocks))[1]
-    energy_LxTxBxH = jax.lax.scan(_block_energies, w_BxHxKxV, blocks)[1]
-    return energy_LxTxBxH.reshape(-1, *energy_LxTxBxH.shape[2:])[:num_chunks]
-
-
-def _block_energies(w_BxHxKxV: jax.Array, block: _Chunks) -> tuple[jax.Array, jax.Array]:
-    """The memory after a block of T chunks and its energies `(T, B, H)`: one product with the decays between them."""
     dtype = w_BxHxKxV.dtype
-    weighted_TxBxCxHxK = block.k_MxBxCxHxK.astype(dtype) * block.weight_MxBxCxH[..., None]
-    written_TxBxHxKxV = jnp.einsum("tbchk,tbchv->tbhkv", weighted_TxBxCxHxK, block.v_MxBxCxHxV.astype(dtype))
-    # To the decays between chunks, chunks are what tokens are to those inside one.
-    decays = chunk_decays(jnp.moveaxis(block.log_decay_MxBxH, 0, 2)[:, :, None], block.has_reset_MxB.T[:, None])
-    memory_TxBxHxKxV = jnp.einsum(
-        "bhst,tbhkv->sbhkv", decays.between[:, :, 0], written_TxBxHxKxV, precision=jax.lax.Precision.HIGHEST
+    r_BxNxHxV, _ = hebbian_scan(k_BxNxHxK, k_BxNxHxK, v_BxNxHxV, log_decay_BxNxH, eta_BxNxH, w_BxHxKxV, reset=reset_BxN)
+    dot = lambda a, b: jnp.sum(a.astype(dtype) * b.astype(dtype), axis=-1)  # noqa: E731
+    squares_BxNxH = dot(k_BxNxHxK, k_BxNxHxK) * dot(v_BxNxHxV, v_BxNxHxV)
+    added_BxNxHx1 = (2 * dot(v_BxNxHxV, r_BxNxHxV) - eta_BxNxH * squares_BxNxH)[..., None]
+    ones_BxNxHx1 = jnp.ones_like(added_BxNxHx1)
+    start_BxHx1x1 = energy(w_BxHxKxV)[..., None, None]
+    energy_BxNxHx1, _ = hebbian_scan(
+        ones_BxNxHx1, ones_BxNxHx1, added_BxNxHx1, 2 * log_decay_BxNxH, eta_BxNxH, start_BxHx1x1, reset=reset_BxN
     )
-    entry_TxBxH = jnp.moveaxis(decays.from_entry[:, :, 0], 2, 0)
-    memory_TxBxHxKxV += entry_TxBxH[..., None, None] * w_BxHxKxV
-    return memory_TxBxHxKxV[-1], energy(memory_TxBxHxKxV)
+    return jnp.maximum(energy_BxNxHx1[..., 0], 0)
 
 
 def close_interval(lyapunov: LyapunovState, end_energy_BxH: jax.Array, start_energy_BxH: jax.Array) -> LyapunovState:
