@@ -14,11 +14,12 @@ from phase2_jax.model.initializers import projection_initializer
 from phase2_jax.model.memory_branch import MemoryBranch
 from phase2_jax.model.potential import Potential
 from phase2_jax.model.resolvent_branch import ResolventBranch
-from phase2_jax.recompute import recomputed, recomputed_module
+from phase2_jax.recompute import recomputed_module
 
 
-# Of the wide hidden layer one array is stored instead of two.
-@recomputed
+# Of the wide hidden layer one array is stored besides what the next product reads. Where layers are unrolled, XLA would
+# merge the two computations and store two more.
+@jax.checkpoint
 def _gelu(x: jax.Array) -> jax.Array:
     return jax.nn.gelu(x, approximate=False)
 
