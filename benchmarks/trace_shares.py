@@ -12,7 +12,6 @@ operations tell the scans from the rest.
 
 import gzip
 import json
-import re
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -21,38 +20,13 @@ from typing import Any, NamedTuple
 
 from absl import app, flags
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.kernel_classes import Kernel, classify
 from phase2_jax.errors import USAGE_STATUS, UserError
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run that train.py made.", required=True)
 _TOP = flags.DEFINE_integer("top", 15, "Largest kernels to list.")
-
-# The first that fits counts, so the order matters: kernels of split products have "reduce" in their names, too.
-SCANS = (
-    ("Hebbian scan: its kernels", r"mosaic|(sweep|queries|cotangents|prepare|collect|join|recurrence)_kernel"),
-    ("delta rule: its kernel", r"^walk_kernel"),
-    ("resolvent scan: its kernels", r"^(maps|entries|fractions|carries|incoming|adjoint)_kernel"),
-)
-SCOPES = (
-    ("Hebbian scan: the rest", "hebbian_scan"),
-    ("delta rule: the corrections", "delta_correction"),
-    ("resolvent scan: the rest", "resolvent_scan"),
-)
-OTHERS = (
-    ("matrix products", r"gemm|gemv|cutlass|cublas|xmma|nvjet|splitk|(^|_)dot(_|$)"),
-    ("sorting, scatter, gather", r"sort|scatter|gather|radix|topk"),
-    ("reductions", r"reduce"),
-    ("copies, slices, stacking", r"memcpy|memset|copy|slice|concatenate|transpose|(^|_)pad(_|$)"),
-)
-REST = "elementwise and other"
-
-
-class Kernel(NamedTuple):
-    """A launch; times in microseconds, operation as jax names it or empty."""
-
-    name: str
-    operation: str
-    start: float
-    duration: float
 
 
 class Trace(NamedTuple):
@@ -109,20 +83,6 @@ def _kernels(events: list[dict[str, Any]]) -> list[Kernel]:
 def _operation(arguments: dict[str, Any]) -> str:
     # The argument it is in has changed its name between versions of XLA; jax begins every such path like this.
     return next((str(value) for value in arguments.values() if "jit(" in str(value)), "")
-
-
-def classify(kernel: Kernel) -> str:
-    """The row of the table a kernel counts in."""
-    for label, pattern in SCANS:
-        if re.search(pattern, kernel.name, re.IGNORECASE):
-            return label
-    for label, scope in SCOPES:
-        if scope in kernel.operation:
-            return label
-    for label, pattern in OTHERS:
-        if re.search(pattern, kernel.name, re.IGNORECASE):
-            return label
-    return REST
 
 
 def _sums(kernels: list[Kernel], key: Callable[[Kernel], str]) -> tuple[Counter[str], Counter[str]]:

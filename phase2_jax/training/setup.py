@@ -54,6 +54,7 @@ class Run:
       steps_per_epoch, total_steps: lengths in optimizer steps.
       mesh: devices.
       graphdef: structure of the model.
+      step_config: what train_step was made from.
       train_step: `(TrainState, Batch) -> (TrainState, metrics)`, donates its state.
       eval_step: `(params, memory, Batch) -> (sums, memory, Γ)`, donates nothing.
     """
@@ -66,6 +67,7 @@ class Run:
     total_steps: int
     mesh: Mesh
     graphdef: nnx.GraphDef[LanguageModel]
+    step_config: StepConfig
     train_step: Any
     eval_step: Any
     state_shardings: TrainState
@@ -215,6 +217,7 @@ def build(
         total_steps=total_steps,
         mesh=mesh,
         graphdef=graphdef,
+        step_config=step_config,
         train_step=compile_train_step(step_config, shardings),
         eval_step=jax.jit(partial(eval_step, graphdef, is_aligned(config))),
         state_shardings=shardings,
