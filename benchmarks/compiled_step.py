@@ -37,8 +37,8 @@ _TOP = flags.DEFINE_integer("top", 20, "Kernels to list, those that move most fi
 _GPU = Path(__file__).with_name("h100.textproto")
 
 
-def absent_gpu() -> jax.Device:
-    """A device to compile for.
+def absent_gpu() -> Any:
+    """A jax.Device to compile for, with which nothing can run.
 
     Raises:
       UserError: there is no XLA for GPUs.
@@ -52,7 +52,7 @@ def absent_gpu() -> jax.Device:
     return topology.devices[0]
 
 
-def compile_step(config: Any, device: jax.Device) -> jax.stages.Compiled:
+def compile_step(config: Any, device: Any) -> jax.stages.Compiled:
     """The training step of a configuration for `device`, its layers unrolled unless the configuration says no."""
     with config.unlocked():
         config.kernels.unroll_layers = config.kernels.unroll_layers or "yes"
@@ -66,7 +66,7 @@ def compile_step(config: Any, device: jax.Device) -> jax.stages.Compiled:
     step = jax.jit(partial(train_step, run.step_config), donate_argnums=0, in_shardings=place, out_shardings=place)
     with jax.default_device(device):
         lowered = step.trace(shapes, batch).lower(lowering_platforms=("cuda",))
-        return lowered.compile({"xla_gpu_autotune_level": 0})
+        return lowered.compile({"xla_gpu_autotune_level": "0"})
 
 
 def report(compiled: jax.stages.Compiled, top: int) -> list[str]:
@@ -74,6 +74,7 @@ def report(compiled: jax.stages.Compiled, top: int) -> list[str]:
     found = hlo.launches(compiled.as_text() or "")
     count, moved = hlo.sums(found)
     memory = compiled.memory_analysis()
+    assert memory is not None
     held = memory.argument_size_in_bytes + memory.temp_size_in_bytes
     lines = [f"{count:,} launches; {moved / 1e9:.1f} GB read and written; {held / 2**20:,.0f} MiB of memory"]
 

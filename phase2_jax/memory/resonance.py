@@ -39,7 +39,8 @@ def mode_energies_squared(w_BxHxKxV: jax.Array) -> jax.Array:
     """e_i² = ‖(Uᴴ W)_i‖² of every mode, `(B, H, K)`, in the unitary zeta basis."""
     basis_KxK = zeta.resonance_basis(w_BxHxKxV.shape[-2])
     parts_BxHxJ = jnp.sum(jnp.square(_modes(w_BxHxKxV, basis_KxK.conj().T)), axis=-1)
-    return sum(jnp.split(parts_BxHxJ, 2, axis=-1))
+    re_BxHxK, im_BxHxK = jnp.split(parts_BxHxJ, 2, axis=-1)
+    return re_BxHxK + im_BxHxK
 
 
 def mode_weights(energies_squared_BxHxK: jax.Array, threshold: float) -> jax.Array:

@@ -164,8 +164,9 @@ def _intervals(fixed: _Fixed, state: MemoryState, pieces: Writes) -> tuple[Memor
     written = replace(pieces, log_decay_BxNxH=log_decay, eta_BxNxH=eta)
     written = written if v is None else replace(written, v_BxNxHxV=v)
 
-    rows = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (written, start_PxBxH))
-    f_PxBxN = feedback(*rows, fixed.feedback_KxV).reshape(*y_PxBxNxHxV.shape[:3])
+    in_rows = lambda x_PxB: x_PxB.reshape(-1, *x_PxB.shape[2:])  # noqa: E731
+    f_RxN = feedback(jax.tree.map(in_rows, written), in_rows(start_PxBxH), fixed.feedback_KxV)
+    f_PxBxN = f_RxN.reshape(y_PxBxNxHxV.shape[:3])
     bound_BxH = coherence(jax.tree.map(_joined, written), first.coherence_BxH)
     before = replace(first, w_BxHxKxV=last_w_BxHxKxV, position=state.position - interval)
     if y_PxBxNxHxV.shape[0] > 1:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from phase2_jax.memory.config import ConsolidationConfig, MemoryConfig
+from phase2_jax.memory.config import ConsolidationConfig, LyapunovConfig, MemoryConfig
 from phase2_jax.memory.hebbian import Writes
 from phase2_jax.memory.state import MemoryState, init_memory_state
 from phase2_jax.memory.stream import scan_stream
@@ -150,9 +150,22 @@ def test_whole_stream(position):
 
 @pytest.mark.parametrize("position", [0, 16])
 def test_aligned(position):
-    writes, state, p, expected = example(1, position)
-    *readout, state = scan(writes, state, p, CONFIG, aligned=True)
+    writes, start, p, expected = example(1, position)
+    *readout, state = scan(writes, start, p, CONFIG, aligned=True)
     check(tuple(readout), state, expected)
+    jax.tree.map(close, state.lyapunov, scan(writes, start, p, CONFIG)[-1].lyapunov)
+
+
+def test_the_monitor_of_aligned_intervals_that_it_controls():
+    """Its verdict on an interval acts on the next, so that all have to be judged in turn."""
+    control = replace(CONFIG, lyapunov=LyapunovConfig(control=True, gamma_boost=3.0))
+    writes, start, p = make_stream(1, resets=False)
+    writes = replace(writes, log_decay_BxNxH=writes.log_decay_BxNxH / 20)  # a memory that fills
+    *readout, state = scan(writes, start, p, control, aligned=True)
+    *expected, expected_state = scan(writes, start, p, control)
+    jax.tree.map(close, (tuple(readout), state), (tuple(expected), expected_state))
+    assert np.any(state.gamma_factor_BxH != 1), "nothing was unstable: a useless example"
+    assert np.any(np.abs(readout[0] - scan(writes, start, p, CONFIG, aligned=True)[0]) > 1e-3)
 
 
 LENGTHS = (1, 3, 8)  # one token; part of an interval; an interval, at any offset

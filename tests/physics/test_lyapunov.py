@@ -151,8 +151,12 @@ def test_read_only(tokens, w_start):
         np.testing.assert_array_equal(leaf, 0)
 
 
-@pytest.mark.parametrize("corrected", [False, True])
-def test_a_long_stream_in_bfloat16(corrected):
+# Measured over the whole stream: 4e-4, 6e-4, 2e-3, 1.4e-2. It grows where nothing is forgotten.
+@pytest.mark.parametrize(
+    ("corrected", "rate", "tolerance"),
+    [(False, 1e-3, 2e-3), (False, 1e-5, 2e-3), (True, 1e-3, 5e-3), (True, 1e-5, 3e-2)],
+)
+def test_a_long_stream_in_bfloat16(corrected, rate, tolerance):
     """Rounded to 8 bits, what keys read must not add up, not even where a write replaces what its key held."""
     rng = np.random.default_rng(2)
     length, width = 2048, 64
@@ -161,12 +165,12 @@ def test_a_long_stream_in_bfloat16(corrected):
     k, v = (np.asarray(jnp.asarray(x, jnp.bfloat16), np.float64) for x in (k, rng.standard_normal(k.shape)))
     w, now = np.zeros((width, width)), []
     for t in range(length):
-        w = np.exp(-1e-3) * w
+        w = np.exp(-rate) * w
         if corrected:
             v[0, t, 0] = np.asarray(jnp.asarray(v[0, t, 0] - k[0, t, 0] @ w, jnp.bfloat16), np.float64)
         w = w + np.outer(k[0, t, 0], v[0, t, 0])
         now.append(np.square(w).sum())
-    gates = jnp.full((1, length, 1), -1e-3), jnp.ones((1, length, 1))
+    gates = jnp.full((1, length, 1), -rate), jnp.ones((1, length, 1))
     rounded = (jnp.asarray(x, jnp.bfloat16) for x in (k, v))
     end = watch(
         init_lyapunov_state(1, 1),
@@ -177,5 +181,4 @@ def test_a_long_stream_in_bfloat16(corrected):
         jnp.asarray(0),
         64,
     )
-    # Measured: 4e-4, corrected 2e-3. It grows where nothing is forgotten and keys are narrow.
-    assert float(end.chunk_energy_BxH[0, 0]) == pytest.approx(now[-1], rel=0.01)
+    assert float(end.chunk_energy_BxH[0, 0]) == pytest.approx(now[-1], rel=tolerance)
