@@ -1,23 +1,11 @@
 """Reads what XLA compiled for a GPU: how often each kernel is launched, and how many bytes it reads and writes."""
 
+import math
 import re
-from collections import Counter
 from typing import NamedTuple
 
-_ITEM_BYTES = {
-    "pred": 1,
-    "s8": 1,
-    "u8": 1,
-    "bf16": 2,
-    "f16": 2,
-    "s32": 4,
-    "u32": 4,
-    "f32": 4,
-    "s64": 8,
-    "u64": 8,
-    "f64": 8,
-}
-_ARRAY = re.compile(rf"\b({'|'.join(_ITEM_BYTES)})\[([\d,]*)\]")
+# pred is one byte, every other type has its bits in its name.
+_ARRAY = re.compile(r"\b(?:pred|[a-z]+(\d+)\w*)\[([\d,]*)\]")
 _COMPUTATION = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$")
 _INSTRUCTION = re.compile(r"\s+(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*)$")
 _NO_KERNEL = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "fusion-done", "copy-done"}
@@ -79,11 +67,8 @@ def _split(tail: str) -> tuple[str, str]:
 def num_bytes(shape: str) -> int:
     """Of an array, or of all arrays of a tuple."""
     total = 0
-    for kind, dimensions in _ARRAY.findall(shape):
-        size = _ITEM_BYTES[kind]
-        for dimension in filter(None, dimensions.split(",")):
-            size *= int(dimension)
-        total += size
+    for bits, dimensions in _ARRAY.findall(shape):
+        total += math.prod(int(x) for x in dimensions.split(",") if x) * int(bits or 8) // 8
     return total
 
 
@@ -154,11 +139,3 @@ def _fusion_bytes(body: list[Instruction]) -> int:
 def sums(found: list[Launch]) -> tuple[int, int]:
     """Launches and bytes of them all."""
     return sum(x.count for x in found), sum(x.count * x.bytes_each for x in found)
-
-
-def by_name(found: list[Launch]) -> Counter[str]:
-    """Launches of every kernel name."""
-    counts: Counter[str] = Counter()
-    for launch in found:
-        counts[launch.name] += launch.count
-    return counts

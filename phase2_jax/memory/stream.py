@@ -117,6 +117,7 @@ def _observed(fixed: _Fixed, before: MemoryState, written: Writes) -> lyapunov.L
         written.reset_BxN,
         before.position,
         lyapunov.chunk_length(fixed.config.consolidation.interval),
+        fixed.implementation,
     )
 
 
@@ -152,17 +153,17 @@ def _intervals(fixed: _Fixed, state: MemoryState, pieces: Writes) -> tuple[Memor
         before, _ = carry
         y_BxNxHxV, written, after = write(writes, before, fixed.config, fixed.implementation)
         # q and k are the stream's own; of v only what the delta rule made of it is new.
-        v = written.v_BxNxHxV if fixed.config.plasticity == "delta" else None
+        new_v_BxNxHxV = written.v_BxNxHxV if fixed.config.plasticity == "delta" else None
         start_BxH = overlap(fixed.feedback_KxV, before.w_BxHxKxV)
         end_energy_BxH = jax.lax.stop_gradient(lyapunov.energy(after.w_BxHxKxV))
         refined = _advance(fixed.consolidate(consolidation.refine, after), interval)
-        kept = (y_BxNxHxV, written.log_decay_BxNxH, written.eta_BxNxH, v, start_BxH, end_energy_BxH)
+        kept = (y_BxNxHxV, written.log_decay_BxNxH, written.eta_BxNxH, new_v_BxNxHxV, start_BxH, end_energy_BxH)
         return (refined, jax.lax.stop_gradient(before.w_BxHxKxV)), kept
 
     (state, last_w_BxHxKxV), kept = _loop(body, (state, jnp.zeros_like(state.w_BxHxKxV)), pieces)
-    y_PxBxNxHxV, log_decay, eta, v, start_PxBxH, end_energy_PxBxH = kept
-    written = replace(pieces, log_decay_BxNxH=log_decay, eta_BxNxH=eta)
-    written = written if v is None else replace(written, v_BxNxHxV=v)
+    y_PxBxNxHxV, log_decay_PxBxNxH, eta_PxBxNxH, new_v_PxBxNxHxV, start_PxBxH, end_energy_PxBxH = kept
+    v_PxBxNxHxV = pieces.v_BxNxHxV if new_v_PxBxNxHxV is None else new_v_PxBxNxHxV
+    written = replace(pieces, v_BxNxHxV=v_PxBxNxHxV, log_decay_BxNxH=log_decay_PxBxNxH, eta_BxNxH=eta_PxBxNxH)
 
     in_rows = lambda x_PxB: x_PxB.reshape(-1, *x_PxB.shape[2:])  # noqa: E731
     f_RxN = feedback(jax.tree.map(in_rows, written), in_rows(start_PxBxH), fixed.feedback_KxV)

@@ -70,12 +70,13 @@ def observe(
     reset_BxN: jax.Array,
     position: jax.Array,
     chunk: int,
+    implementation: str | None = None,
 ) -> LyapunovState:
     """Follow the energy over N tokens that start from `w` at stream position `position`.
 
     Chunks end at stream positions that are multiples of `chunk`, however the stream is cut into calls, so the figures
     do not depend on the cutting. A document's reset restarts the interval. Read-only: no gradient flows through any of
-    it.
+    it. `implementation` is that of the scan, as in `pallas_kernels.hebbian_scan`.
     """
     lyapunov, w_BxHxKxV, k_BxNxHxK, v_BxNxHxV, log_decay_BxNxH, eta_BxNxH = jax.lax.stop_gradient(
         (lyapunov, w_BxHxKxV, k_BxNxHxK, v_BxNxHxV, log_decay_BxNxH, eta_BxNxH)
@@ -93,7 +94,9 @@ def observe(
         padded = jax.lax.dynamic_update_slice_in_dim(padded, x_BxN, offset, axis=1)
         return jnp.moveaxis(padded.reshape(x_BxN.shape[0], num_chunks, chunk, *x_BxN.shape[2:]), 1, 0)
 
-    energy_BxNxH = _energies(w_BxHxKxV, k_BxNxHxK, v_BxNxHxV, log_decay_BxNxH, eta_BxNxH, reset_BxN)
+    energy_BxNxH = _energies(
+        w_BxHxKxV, k_BxNxHxK, v_BxNxHxV, log_decay_BxNxH, eta_BxNxH, reset_BxN, implementation
+    )
     # A chunk that does not end here is not asked for its energy.
     energy_MxBxH = in_chunks(energy_BxNxH)[:, :, -1]
     reset_MxBxC = in_chunks(reset_BxN)
@@ -128,18 +131,30 @@ def _energies(
     log_decay_BxNxH: jax.Array,
     eta_BxNxH: jax.Array,
     reset_BxN: jax.Array,
+    implementation: str | None,
 ) -> jax.Array:
     """‖W_t‖² after every token, `(B, N, H)`, of a memory that is `w` before the first.
 
     What a write adds is known from what its own key reads afterwards, r_t = W_tᵀ k_t:
 
-        E_t = e^{−2Γ_t dt} E_{t−1} + η_t (2 v_t·r_t − η_t ‖k_t‖² ‖v_t‖²).
+        E_t = e^{−2Γ_t dt} E_{t−1} + η_t v_t·(2 r_t − η_t ‖k_t‖² v_t).
     """
     dtype = w_BxHxKxV.dtype
-    r_BxNxHxV, _ = hebbian_scan(k_BxNxHxK, k_BxNxHxK, v_BxNxHxV, log_decay_BxNxH, eta_BxNxH, w_BxHxKxV, reset=reset_BxN)
-    dot = lambda a, b: jnp.sum(a.astype(dtype) * b.astype(dtype), axis=-1)  # noqa: E731
-    squares_BxNxH = dot(k_BxNxHxK, k_BxNxHxK) * dot(v_BxNxHxV, v_BxNxHxV)
-    added_BxNxHx1 = (2 * dot(v_BxNxHxV, r_BxNxHxV) - eta_BxNxH * squares_BxNxH)[..., None]
+    r_BxNxHxV, _ = hebbian_scan(
+        k_BxNxHxK,
+        k_BxNxHxK,
+        v_BxNxHxV,
+        log_decay_BxNxH,
+        eta_BxNxH,
+        w_BxHxKxV,
+        reset=reset_BxN,
+        implementation=implementation,
+    )
+    v_BxNxHxV = v_BxNxHxV.astype(dtype)
+    own_BxNxH = eta_BxNxH * jnp.sum(jnp.square(k_BxNxHxK.astype(dtype)), axis=-1)
+    added_BxNxH = jnp.sum(v_BxNxHxV * (2 * r_BxNxHxV.astype(dtype) - own_BxNxH[..., None] * v_BxNxHxV), axis=-1)
+    # A token that writes nothing may have values whose square is infinite.
+    added_BxNxHx1 = jnp.where(eta_BxNxH == 0, 0, added_BxNxH)[..., None]
     ones_BxNxHx1 = jnp.ones_like(added_BxNxHx1)
     start_BxHx1x1 = energy(w_BxHxKxV)[..., None, None]
     energy_BxNxHx1, _ = hebbian_scan(

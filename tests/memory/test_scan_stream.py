@@ -11,10 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from phase2_jax.memory import hebbian
 from phase2_jax.memory.config import ConsolidationConfig, LyapunovConfig, MemoryConfig
 from phase2_jax.memory.hebbian import Writes
 from phase2_jax.memory.state import MemoryState, init_memory_state
 from phase2_jax.memory.stream import scan_stream
+from phase2_jax.physics import lyapunov
 from phase2_jax.physics.zeta import resonance_basis
 
 B, N, H, K, V = 2, 20, 2, 3, 4
@@ -166,6 +168,26 @@ def test_the_monitor_of_aligned_intervals_that_it_controls():
     jax.tree.map(close, (tuple(readout), state), (tuple(expected), expected_state))
     assert np.any(state.gamma_factor_BxH != 1), "nothing was unstable: a useless example"
     assert np.any(np.abs(readout[0] - scan(writes, start, p, CONFIG, aligned=True)[0]) > 1e-3)
+
+
+@pytest.mark.parametrize("config", [OFF, CONFIG, replace(CONFIG, plasticity="delta")])
+@pytest.mark.parametrize("aligned", [False, True])
+def test_every_scan_of_whole_states_runs_the_implementation_asked_for(monkeypatch, config, aligned):
+    asked: set[tuple[int, str | None]] = set()
+
+    def noted(scan, q, k, *rest, **options):
+        asked.add((k.shape[-1], options.get("implementation")))
+        return scan(q, k, *rest, **options)
+
+    for module, name in (
+        (hebbian, "hebbian_scan"),
+        (hebbian, "delta_scan_with_values"),
+        (lyapunov, "hebbian_scan"),
+    ):
+        monkeypatch.setattr(module, name, functools.partial(noted, getattr(module, name)))
+    run = functools.partial(scan_stream, config=config, aligned=aligned, implementation="naive")
+    jax.eval_shape(run, *make_stream(0))
+    assert asked == {(K, "naive"), (1, None)}, "the scans of single numbers have kernels of their own"
 
 
 LENGTHS = (1, 3, 8)  # one token; part of an interval; an interval, at any offset

@@ -100,6 +100,12 @@ def test_a_decaying_memory_is_supplied_with_nothing(tokens, w_start):
     np.testing.assert_allclose(state.supply_BxH, 0, atol=1e-5)
 
 
+def test_what_is_not_written_need_not_have_a_finite_square(tokens, w_start):
+    huge = tokens | {"v": np.full_like(tokens["v"], 1e30), "eta": np.zeros_like(tokens["eta"])}
+    state = in_pieces([13], huge, w_start, 0)
+    close(state.chunk_energy_BxH, by_definition(huge, w_start, 0).chunk_energy)
+
+
 def test_chunks_divide_the_interval():
     assert [chunk_length(interval) for interval in (0, 8, 64, 256, 100, 96, 67)] == [64, 8, 64, 64, 50, 48, 1]
 

@@ -66,7 +66,22 @@ def test_launches_in_loops_count_as_often_as_they_happen():
     # 32 numbers a slice: read in float32 and written in bfloat16, read and written, read and written; 192 in the copy.
     assert [x.bytes_each for x in found] == [4 + 128 + 64, 64 + 128, 4 + 128 + 128, 2 * 768]
     assert hlo.sums(found) == (19, 6 * (196 + 192 + 260) + 1536)
-    assert hlo.by_name(found)["mosaic_gpu_v2"] == 6
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [
+        ("pred[3]{0}", 3),
+        ("bf16[]", 2),
+        ("(f32[2,3]{1,0}, s32[])", 28),
+        ("f8e4m3fn[16]{0}", 16),
+        ("s4[6]{0}", 3),
+        ("c64[2]{0}", 16),
+        ("token[]", 0),
+    ],
+)
+def test_bytes_of_every_type(shape, expected):
+    assert hlo.num_bytes(shape) == expected
 
 
 @pytest.mark.gpu
