@@ -10,10 +10,12 @@ SCANS = (
     ("resolvent scan: its kernels", r"^(maps|entries|fractions|carries|incoming|adjoint)_kernel"),
 )
 SCOPES = (
-    ("Hebbian scan: the rest", "hebbian_scan"),
-    ("delta rule: the corrections", "delta_correction"),
-    ("resolvent scan: the rest", "resolvent_scan"),
+    ("Hebbian scan: its kernels", "Hebbian scan: the rest", "hebbian_scan"),
+    ("delta rule: its kernel", "delta rule: the corrections", "delta_correction"),
+    ("resolvent scan: its kernels", "resolvent scan: the rest", "resolvent_scan"),
 )
+# A compiled program calls every Triton kernel by this name; of its operation only the scope is known.
+TRITON_CALL = "triton_kernel_call"
 OTHERS = (
     ("matrix products", r"gemm|gemv|cutlass|cublas|xmma|nvjet|splitk|(^|_)dot(_|$)"),
     ("sorting, scatter, gather", r"sort|scatter|gather|radix|topk"),
@@ -37,9 +39,9 @@ def classify(kernel: Kernel) -> str:
     for label, pattern in SCANS:
         if re.search(pattern, kernel.name, re.IGNORECASE):
             return label
-    for label, scope in SCOPES:
+    for own, rest, scope in SCOPES:
         if scope in kernel.operation:
-            return label
+            return own if kernel.name == TRITON_CALL else rest
     for label, pattern in OTHERS:
         if re.search(pattern, kernel.name, re.IGNORECASE):
             return label
