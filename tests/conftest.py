@@ -7,14 +7,17 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from importlib.metadata import version
+from pathlib import Path
 
 # Tests run each program a few times on small arrays: compiling it, not running it, is what takes time. Without LLVM's
-# optimisation and with the older emitters of fused loops it takes a tenth of it. Read when jax starts, which ends
-# at once on a flag it does not know; later versions have the new emitters alone.
+# optimisation and with the older emitters of fused loops it takes a tenth of it. Read when jax starts, which ends at
+# once on a flag it does not know; later versions have the new emitters alone. The first one would act on GPUs, too,
+# whose tests are of the programs that users get.
 CHEAP_COMPILATION = "--xla_backend_optimization_level=0"
 if version("jaxlib").startswith("0.10."):
     CHEAP_COMPILATION += " --xla_cpu_use_fusion_emitters=false"
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {CHEAP_COMPILATION}"
+if not any(Path("/dev").glob("nvidia[0-9]*")):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {CHEAP_COMPILATION}"
 # Programs that several tests, or the processes they start, compile alike are compiled once.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="phase2-jax-tests-")

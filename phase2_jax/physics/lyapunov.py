@@ -94,9 +94,7 @@ def observe(
         padded = jax.lax.dynamic_update_slice_in_dim(padded, x_BxN, offset, axis=1)
         return jnp.moveaxis(padded.reshape(x_BxN.shape[0], num_chunks, chunk, *x_BxN.shape[2:]), 1, 0)
 
-    energy_BxNxH = _energies(
-        w_BxHxKxV, k_BxNxHxK, v_BxNxHxV, log_decay_BxNxH, eta_BxNxH, reset_BxN, implementation
-    )
+    energy_BxNxH = _energies(w_BxHxKxV, k_BxNxHxK, v_BxNxHxV, log_decay_BxNxH, eta_BxNxH, reset_BxN, implementation)
     # A chunk that does not end here is not asked for its energy.
     energy_MxBxH = in_chunks(energy_BxNxH)[:, :, -1]
     reset_MxBxC = in_chunks(reset_BxN)
