@@ -9,8 +9,8 @@
         --workdir=runs/base_trace --config.train.num_steps=40 --config.train.profile_steps=30:32
     python benchmarks/trace_shares.py --workdir=runs/base_trace
 
-On one H200 two minutes each, most of them compilation: 1,010,000 tokens/s (base; xla 626,000), 300,000 (125m; xla
-207,000), see docs/performance.md.
+On one H200 two minutes each (125m with xla four), most of them compilation: 1,010,000 tokens/s (base; xla 626,000),
+300,000 (125m; xla 207,000), see docs/performance.md.
 Traces are runs of their own, without CUDA graphs: with them jax 0.11.2 ended a run of 125m by a segmentation fault in
 the first step after its trace.
 

@@ -101,7 +101,8 @@ def test_a_decaying_memory_is_supplied_with_nothing(tokens, w_start):
 
 
 def test_what_is_not_written_need_not_have_a_finite_square(tokens, w_start):
-    huge = tokens | {"v": np.full_like(tokens["v"], 1e30), "eta": np.zeros_like(tokens["eta"])}
+    huge = {"v": np.full_like(tokens["v"], 3e38), "eta": np.zeros_like(tokens["eta"]), "reset": np.zeros((B, N), bool)}
+    huge = tokens | huge
     state = in_pieces([13], huge, w_start, 0)
     close(state.chunk_energy_BxH, by_definition(huge, w_start, 0).chunk_energy)
 
