@@ -11,8 +11,8 @@ from pathlib import Path
 
 # Tests run each program a few times on small arrays: compiling it, not running it, is what takes time. Without LLVM's
 # optimisation and with the older emitters of fused loops it takes a tenth of it. Read when jax starts, which ends at
-# once on a flag it does not know; later versions have the new emitters alone. The first one would act on GPUs, too,
-# whose tests are of the programs that users get.
+# once on a flag it does not know; later versions have the new emitters alone. The first one acts on GPUs, too, where a
+# program with the gradient of a whole model then did not end.
 CHEAP_COMPILATION = "--xla_backend_optimization_level=0"
 if version("jaxlib").startswith("0.10."):
     CHEAP_COMPILATION += " --xla_cpu_use_fusion_emitters=false"
