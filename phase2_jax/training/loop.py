@@ -108,6 +108,9 @@ class Trainer:
             self._emergency(error)
             if is_out_of_memory(error):
                 raise explain(error, self.plan, self.run.config.train, memory_limit(jax.local_devices()[0])) from error
+            if isinstance(error, jax.errors.JaxRuntimeError):
+                # Ctrl-C goes to all processes of a terminal, those that XLA started to compile with included.
+                stop.check()
             raise
 
     def _loop(self, stop: StopRequest) -> None:

@@ -161,6 +161,16 @@ def test_an_exception_saves_the_state_and_goes_on(text, undisturbed, tmp_path, m
     assert_same_run(tmp_path / "run", undisturbed)
 
 
+def test_a_signal_that_ends_the_compiler_interrupts(text, tmp_path, monkeypatch):
+    def compile_in_vain(*_):
+        signal.raise_signal(signal.SIGTERM)
+        raise jax.errors.JaxRuntimeError("INTERNAL: Pass pipeline failed")
+
+    monkeypatch.setattr(loop.Trainer, "_step", compile_in_vain)
+    with pytest.raises(Interrupted):
+        loop.train(experiment(text), tmp_path / "run")
+
+
 def test_other_text_or_shape_is_refused(text, undisturbed, tmp_path):
     config = experiment(text)
     with pytest.raises(UserError, match=r"train\.batch_size is 2 but this run was started with 4"):
