@@ -3,9 +3,9 @@
     python train.py --config=configs/benchmarks/tinyshakespeare.py --workdir=runs/shakespeare \
         --config.data.path=tinyshakespeare/input.txt
 
-A minute and a half on an H200. Expect 1.450 nats per character over the whole validation split (three seeds: 1.450 ±
-.004), at step 1,300 or 1,560; the run stops when two validations have been no better. More parameters or dropped
-characters make it worse: the million characters are what limits it.
+A minute and a half on an H200. Expect 1.430 nats per character over the whole validation split (three seeds: 1.430 ±
+.009), at step 1,820 or 2,080; the run stops when two validations have been no better. More parameters or dropped
+characters make it worse: the million characters are what limits it. Sharpened keys and much weight decay help.
 """
 
 from ml_collections import ConfigDict
@@ -19,6 +19,7 @@ def get_config() -> ConfigDict:
     config.model.num_layers = 6
     config.model.num_heads = 4
     config.model.head_dim = 64
+    config.model.key_power = 2
     config.model.dtype = "bfloat16"
     config.model.output_gate = False
     config.model.ffn_dim = 1280
@@ -38,6 +39,6 @@ def get_config() -> ConfigDict:
     config.optimizer.learning_rate = 2e-3
     config.optimizer.min_learning_rate = 1e-4
     config.optimizer.beta2 = 0.99
-    config.optimizer.weight_decay = 0.6
+    config.optimizer.weight_decay = 1.0
     config.checkpoint.every_steps = 0
     return config
