@@ -18,7 +18,7 @@ from phase2_jax.model.config import ModelConfig
 from phase2_jax.model.language_model import LanguageModel
 from phase2_jax.training.checkpoints import BEST, CHECKPOINTS, CheckpointDirectory
 from phase2_jax.training.config import ExperimentConfig, from_config_dict
-from phase2_jax.training.setup import PHASE2, resolve_model
+from phase2_jax.training.setup import PHASE2, available_devices, resolve_model
 from phase2_jax.training.workdir import CONFIG_FILE, TOKENIZER_FILE, check_architecture, plain
 
 LATEST = "latest"
@@ -70,9 +70,10 @@ def load_model(workdir: Path, checkpoint: str = BEST, *, causal: bool = True) ->
       causal: refuse an encoder, which sees ahead and so cannot predict text.
 
     Raises:
-      UserError: no run, no such checkpoint, a damaged one, or a tokenizer that is not the checkpoint's.
+      UserError: no run, no device, no such checkpoint, a damaged one, or a tokenizer that is not the checkpoint's.
     """
     config = _read_config(workdir)
+    available_devices()
     directory, step = _find(workdir, checkpoint)
     tokenizer = load_tokenizer(workdir / TOKENIZER_FILE)
     checkpoints = CheckpointDirectory(directory, read_only=True)

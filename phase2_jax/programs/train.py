@@ -1,4 +1,4 @@
-"""What `train.py` does around `training.loop.train`: flags, one-line errors, exit statuses."""
+"""What `train.py` does around `training.train.train`: flags, one-line errors, exit statuses."""
 
 import logging
 import re
@@ -17,10 +17,10 @@ from phase2_jax.errors import INTERRUPTED_STATUS, USAGE_STATUS, UserError
 from phase2_jax.reporting.drawing import save
 from phase2_jax.reporting.plots import learning_rate_test, write_plots
 from phase2_jax.training.config import ExperimentConfig, default_config, did_you_mean, from_config_dict
-from phase2_jax.training.loop import train
 from phase2_jax.training.lr_finder import find_learning_rate, write_range_test
 from phase2_jax.training.setup import PHASE2, Architecture
 from phase2_jax.training.signals import Interrupted
+from phase2_jax.training.train import train
 from phase2_jax.training.workdir import PLOTS, flatten
 
 _CONFIG = config_flags.DEFINE_config_file(

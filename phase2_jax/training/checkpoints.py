@@ -4,6 +4,7 @@ Layout: `workdir/checkpoints/<step>/{model,optimizer,memory,rng,progress}` and `
 form. `progress` is JSON: data position, histories, the running epoch and the configuration.
 """
 
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from phase2_jax.training.step import Params, TrainState
 
 CHECKPOINTS = "checkpoints"
 BEST = "best"
+REPLACED = "replaced-"
 ITEMS = ("model", "optimizer", "memory", "rng", "progress")
 READERS_REMEDY = "name another with --checkpoint"
 TRAINERS_REMEDY = "delete that folder to continue from the one before it"
@@ -37,6 +39,8 @@ class CheckpointDirectory:
     def __init__(self, directory: Path, *, keep: int = 1, asynchronous: bool = False, read_only: bool = False):
         self.directory = directory.absolute()
         self._remedy = READERS_REMEDY if read_only else TRAINERS_REMEDY
+        if not read_only:
+            self._put_back()
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep, create=not read_only, enable_async_checkpointing=asynchronous, read_only=read_only
         )
@@ -49,8 +53,7 @@ class CheckpointDirectory:
     def save(self, state: TrainState, progress: dict[str, Any]) -> None:
         """Write a checkpoint of `state`, in place of one of the same step."""
         step = int(state.step)
-        if step in self._manager.all_steps():
-            self._manager.delete(step)
+        replaced = self._set_aside(step) if step in self._manager.all_steps() else None
         save = ocp.args.StandardSave
         items = ocp.args.Composite(
             model=save(state.params),
@@ -60,6 +63,26 @@ class CheckpointDirectory:
             progress=ocp.args.JsonSave(progress),
         )
         self._manager.save(step, args=items, force=True)
+        if replaced is not None:
+            self._manager.wait_until_finished()
+            shutil.rmtree(replaced)
+
+    def _set_aside(self, step: int) -> Path:
+        """Rename a checkpoint that is to be replaced: it is the way back until the new one is whole."""
+        self._manager.wait_until_finished()
+        replaced = self.directory / f"{REPLACED}{step}"
+        (self.directory / str(step)).rename(replaced)
+        self._manager.reload()
+        return replaced
+
+    def _put_back(self) -> None:
+        """Undo `_set_aside` where nothing whole took the checkpoint's place."""
+        for replaced in self.directory.glob(f"{REPLACED}*"):
+            place = self.directory / replaced.name.removeprefix(REPLACED)
+            if place.exists():
+                shutil.rmtree(replaced)
+            else:
+                replaced.rename(place)
 
     def progress(self, step: int) -> dict[str, Any]:
         """The JSON part of a checkpoint.

@@ -1,5 +1,6 @@
 """The training loop: steps, validation, records, checkpoints, and a way back from every interruption."""
 
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,17 +8,14 @@ from typing import Any
 import jax
 
 from phase2_jax.data import pipeline
-from phase2_jax.data.corpora import Corpus, load_data
-from phase2_jax.data.tokenizers import save_tokenizer
+from phase2_jax.data.corpora import Corpus
 from phase2_jax.errors import UserError
 from phase2_jax.training import workdir as workdirs
 from phase2_jax.training.checkpoints import BEST, CHECKPOINTS, CheckpointDirectory
-from phase2_jax.training.config import ExperimentConfig
 from phase2_jax.training.early_stopping import epochs_without_improvement
 from phase2_jax.training.flops import flops_per_token, peak_flops
 from phase2_jax.training.history import METRICS_FILE, EpochAccumulator, MetricsFile, TrainingHistory
 from phase2_jax.training.logger_base import Logger
-from phase2_jax.training.loggers import build_loggers
 from phase2_jax.training.memory_budget import MemoryBudget, budget, explain, is_out_of_memory
 from phase2_jax.training.metrics import (
     Throughput,
@@ -28,9 +26,8 @@ from phase2_jax.training.metrics import (
     step_record,
 )
 from phase2_jax.training.profiling import Profiler
-from phase2_jax.training.run_info import run_info, warn_of_short_half_lives
 from phase2_jax.training.samples import make_sampler
-from phase2_jax.training.setup import PHASE2, Architecture, Run, build
+from phase2_jax.training.setup import Run
 from phase2_jax.training.signals import StopRequest
 from phase2_jax.training.step import Batch, Params, TrainState
 from phase2_jax.training.validation import validate
@@ -62,7 +59,9 @@ class Trainer:
         self.plan: MemoryBudget | None = None
         self._compiled: Any = None
         self._sampler: Callable[[Params, int], tuple[str, str]] | None = None
-        self._pending: tuple[int, dict[str, Any]] | None = None
+        # Steps the devices were given whose figures were not fetched yet, oldest first.
+        self._pending: deque[tuple[int, dict[str, Any]]] = deque()
+        self._saved: tuple[int, int, int] | None = None
 
     @property
     def finished(self) -> bool:
@@ -98,6 +97,12 @@ class Trainer:
             self.epoch = EpochAccumulator.from_json(progress["epoch"])
             # Somebody may have deleted or damaged the file; the checkpoint holds all of it.
             self.history.write(self.workdir)
+            self._saved = self._moment()
+            losses = self.history.val_losses
+            is_best = self.epoch.num_steps == 0 and losses and losses[-1] == self.history.best_val_loss
+            # The run may have been stopped before, or while, it was saved.
+            if is_best and step not in self.best.steps():
+                self.best.save(self.state, progress)
         self.metrics_file.truncate_after(self.step, self.history.total_epochs)
 
     def train(self, stop: StopRequest) -> None:
@@ -106,8 +111,10 @@ class Trainer:
             self._loop(stop)
         except BaseException as error:
             self._emergency(error)
+            run = self.run
             if is_out_of_memory(error):
-                raise explain(error, self.plan, self.run.config.train, memory_limit(jax.local_devices()[0])) from error
+                capacity = memory_limit(jax.local_devices()[0])
+                raise explain(error, self.plan, run.config.train, capacity, run.mesh.devices.size) from error
             if isinstance(error, jax.errors.JaxRuntimeError):
                 # Ctrl-C goes to all processes of a terminal, those that XLA started to compile with included.
                 stop.check()
@@ -130,9 +137,9 @@ class Trainer:
                 batch = run.put_batch(next(batches))
                 with self.profiler.before(self.step + 1):
                     self.state, metrics = self._step(batch)
-                self._flush()
+                self._pending.append((self.step + 1, metrics))
+                self._flush(keep=1)
                 self.step += 1
-                self._pending = (self.step, metrics)
                 if self.profiler.after(self.step, self.state):
                     self.epoch.seconds += self.throughput.lap()
                 every = run.config.checkpoint.every_steps
@@ -155,26 +162,30 @@ class Trainer:
 
     def epoch_is_full(self) -> bool:
         """The steps since the last validation make up an epoch, or the run ends here."""
-        since = self.epoch.num_steps + (self._pending is not None)
+        since = self.epoch.num_steps + len(self._pending)
         return since > 0 and (self.step % self.run.steps_per_epoch == 0 or self.step >= self.run.total_steps)
 
-    def _flush(self, *, timed: bool = True) -> None:
-        """Fetch the metrics of the step before this one and record them; the devices are already at work on the
-        next. Not `timed` where they are not, and the time since the last fetch is not that of a step.
+    def _flush(self, *, keep: int = 0, timed: bool = True) -> None:
+        """Fetch the figures of all steps but the newest `keep` and record them; the devices are already at work on
+        those. Not `timed` where they are not, and the time since the last fetch is not that of a step.
         """
-        if self._pending is None:
-            return
-        step, metrics = self._pending
-        self._pending = None
-        metrics = jax.device_get(metrics)
-        number = step - 1
-        record = step_record(metrics, step=step, epoch=number // self.run.steps_per_epoch + 1)
+        while len(self._pending) > keep:
+            self._write(self._take(timed))
+
+    def _take(self, timed: bool) -> dict[str, Any]:
+        """The record of the oldest step that has none, counted into its epoch; whatever fails before leaves it."""
+        step, metrics = self._pending[0]
+        record = step_record(jax.device_get(metrics), step=step, epoch=self.history.total_epochs + 1)
         rate, mfu, seconds = self.throughput.tick() if timed else (None, None, self.throughput.lap())
         peak_mb, current_mb = memory_in_use(self.run.mesh.devices.flat[0])
         record |= {"tokens_per_second": rate, "mfu": mfu, "peak_vram_mb": peak_mb, "current_vram_mb": current_mb}
         self.epoch.add(record, seconds)
+        self._pending.popleft()
+        return record
+
+    def _write(self, record: dict[str, Any]) -> None:
         self.metrics_file.write_step(record)
-        self.logger.on_step(record, number % self.run.steps_per_epoch, self.run.steps_per_epoch)
+        self.logger.on_step(record, (record["step"] - 1) % self.run.steps_per_epoch, self.run.steps_per_epoch)
 
     def _finish_epoch(self, stop: StopRequest) -> None:
         validation = validate(self.run, self.state.params, stop, self.logger.on_validation)
@@ -229,6 +240,7 @@ class Trainer:
     def _save(self, epoch: int | None = None) -> None:
         self._flush(timed=False)
         self.checkpoints.save(self.state, self._progress())
+        self._saved = self._moment()
         self.logger.on_checkpoint(self.step, epoch)
         self.epoch.seconds += self.throughput.lap()
 
@@ -238,19 +250,34 @@ class Trainer:
                 f"{type(error).__name__} inside step {self.step + 1}: its state is lost, the last checkpoint remains"
             )
             return
-        # The state may be one step behind the loop (a step that diverged) but never behind what was recorded.
+        # The state may be behind the loop (a step that diverged) but never behind what was recorded.
         self.step = int(self.state.step)
-        if self._pending is not None and self._pending[0] <= self.step:
-            self._flush()
-        self._pending = None
-        self.history.write(self.workdir)
+        while self._pending and self._pending[0][0] <= self.step:
+            record = self._take(timed=False)
+            try:
+                self._write(record)
+            except OSError as lost:
+                self.logger.on_message(f"{type(lost).__name__}: step {record['step']} is not recorded ({lost})")
+        self._pending.clear()
         if self.step == 0:
             self.logger.on_message(f"{type(error).__name__} before the first step was done: there is nothing to save")
-        if self.step == 0 or (self.step in self.checkpoints.steps() and self.epoch.num_steps == 0):
             return
-        self.checkpoints.save(self.state, self._progress())
-        self.checkpoints.wait()
+        if self._saved == self._moment():
+            self.logger.on_message(f"{type(error).__name__}: there is a checkpoint of step {self.step}")
+            return
+        try:
+            self.history.write(self.workdir)
+            self.checkpoints.save(self.state, self._progress())
+            self.checkpoints.wait()
+        # Of many kinds, from orbax; what stopped the run is raised all the same.
+        except Exception as lost:  # noqa: BLE001
+            self.logger.on_message(f"No emergency checkpoint of step {self.step}: {type(lost).__name__}: {lost}")
+            return
         self.logger.on_message(f"{type(error).__name__}: saved an emergency checkpoint of step {self.step}")
+
+    def _moment(self) -> tuple[int, int, int]:
+        """What tells two checkpoints of a run apart: an epoch may close without a step."""
+        return self.step, self.history.total_epochs, self.epoch.num_steps
 
     def close(self) -> None:
         """Finish pending writes and release every file."""
@@ -259,51 +286,3 @@ class Trainer:
         self.best.close()
         self.metrics_file.close()
         self.logger.close()
-
-
-def train(
-    config: ExperimentConfig,
-    workdir: Path,
-    *,
-    resume: bool = True,
-    overrides: dict[str, Any] | None = None,
-    architecture: Architecture = PHASE2,
-) -> TrainingHistory:
-    """Train in `workdir`, continuing the run it holds; returns the history.
-
-    Raises:
-      UserError: anything about the request that cannot work, before anything is changed.
-      TrainingDiverged: loss or gradient were not finite; the last good state is saved.
-      Interrupted: SIGINT or SIGTERM; the state is saved.
-    """
-    stored = workdirs.open_workdir(workdir, resume=resume)
-    plain = workdirs.plain(config)
-    # Without a checkpoint there is nothing to continue: a run that was refused may be started anew.
-    if stored is not None and any(path.name.isdecimal() for path in (workdir / CHECKPOINTS).glob("*")):
-        workdirs.check_unchanged(stored["config"], plain)
-        workdirs.check_architecture(stored, architecture.name, workdir)
-    corpus = load_data(config.data)
-    try:
-        run, state = build(config, corpus, architecture=architecture)
-    except jax.errors.JaxRuntimeError as error:
-        if not is_out_of_memory(error):
-            raise
-        raise explain(error, None, config.train, None) from error
-    warn_of_short_half_lives(run)
-    workdirs.write_config(workdir, plain, overrides or {}, architecture.name)
-    save_tokenizer(corpus.tokenizer, workdir / workdirs.TOKENIZER_FILE)
-    logger = build_loggers(config.logging, workdir)
-    trainer = Trainer(run, state, workdir, logger, plain)
-    try:
-        with StopRequest() as stop:
-            trainer.restore()
-            logger.on_start(run_info(run, state, trainer.step))
-            if trainer.finished:
-                length = "train.num_steps" if config.train.num_steps else "train.num_epochs"
-                setting = "train.early_stopping.patience" if trainer.stopped_early else length
-                logger.on_message(f"This run finished at step {trainer.step}: raise {setting} to go on")
-                return trainer.history
-            trainer.train(stop)
-        return trainer.history
-    finally:
-        trainer.close()

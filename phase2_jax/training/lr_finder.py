@@ -65,7 +65,9 @@ def find_learning_rate(
     except jax.errors.JaxRuntimeError as error:
         if not is_out_of_memory(error):
             raise
-        raise explain(error, None, config.train, memory_limit(jax.local_devices()[0])) from error
+        capacity = memory_limit(jax.local_devices()[0])
+        devices = config.sharding.data or jax.device_count()
+        raise explain(error, None, config.train, capacity, devices) from error
     rates_S, losses_S = np.array(rates), np.array(losses)
     return RangeTest(rates_S, losses_S, smooth(losses_S), suggest(rates_S, losses_S))
 

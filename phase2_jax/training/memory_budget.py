@@ -71,29 +71,33 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
 
 
-def explain(error: BaseException, plan: MemoryBudget | None, train: TrainConfig, capacity: int | None) -> UserError:
+def explain(
+    error: BaseException, plan: MemoryBudget | None, train: TrainConfig, capacity: int | None, devices: int = 1
+) -> UserError:
     """What to lower, and to what, so that the step fits.
 
     Args:
       error: that of the device.
       plan: of the step, None when it did not compile.
       train: sizes it had.
-      capacity: bytes the device has for arrays, None where it does not tell.
+      capacity: bytes a device has for arrays, None where it does not tell.
+      devices: that share a micro-batch.
     """
     asked = re.search(r"allocat\w* (\d+) bytes", str(error))
     message = "out of memory" + (f" (it asked for {size(int(asked[1]))} more)" if asked else "")
     if plan is not None and plan.total is not None:
         message += f": a step needs about {size(plan.total)}"
         message += "" if capacity is None else f" and the device has {size(capacity)}"
-    return UserError(f"{message}. {remedy(plan, train, capacity)}")
+    return UserError(f"{message}. {remedy(plan, train, capacity, devices)}")
 
 
-def remedy(plan: MemoryBudget | None, train: TrainConfig, capacity: int | None) -> str:
+def remedy(plan: MemoryBudget | None, train: TrainConfig, capacity: int | None, devices: int = 1) -> str:
     """The smallest change that fits, in settings; a halving where the sizes are not known.
 
-    Activations, nearly all of `working`, are in proportion to the rows of a micro-batch and to their length.
+    Activations, nearly all of `working`, are in proportion to the rows of a micro-batch and to their length. Every
+    device takes as many rows as the others.
     """
-    rows = train.batch_size // train.grad_accum
+    rows = train.batch_size // train.grad_accum // devices
     factor = 2.0
     if plan is not None and plan.working is not None and capacity is not None:
         room = USABLE * capacity - plan.state
@@ -103,13 +107,14 @@ def remedy(plan: MemoryBudget | None, train: TrainConfig, capacity: int | None) 
                 "or use a larger device"
             )
         factor = max(plan.working / room, 1.0 + 1e-9)
-    fitting = [n for n in range(1, rows + 1) if train.batch_size % (train.grad_accum * n) == 0 and n >= factor]
+    fitting = [n for n in range(1, rows + 1) if n >= factor and rows % n == 0]
     ways = []
     if fitting:
         accumulation = train.grad_accum * fitting[0]
         ways.append(f"raise train.grad_accum from {train.grad_accum} to {accumulation} (same result, slower)")
-    lower = int(train.batch_size / factor) // train.grad_accum * train.grad_accum
-    if lower >= train.grad_accum:
+    least = train.grad_accum * devices
+    lower = int(train.batch_size / factor) // least * least
+    if lower >= least:
         ways.append(f"lower train.batch_size from {train.batch_size} to {lower}")
     ways.append(f"lower train.seq_len from {train.seq_len} to {max(1, int(train.seq_len / factor))}")
     ways.append("set model.remat=True (recomputes activations)")

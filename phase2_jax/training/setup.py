@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import os
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -96,13 +97,30 @@ def resolve_model(config: ModelConfig, vocab_size: int) -> ModelConfig:
     return config if config.vocab_size else dataclasses.replace(config, vocab_size=vocab_size)
 
 
+def available_devices() -> list[Any]:
+    """The devices JAX uses.
+
+    Raises:
+      UserError: it can use none of those that the environment asks for.
+    """
+    try:
+        return jax.devices()
+    # jax asserts that a platform it was asked for has a client.
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(
+            f"JAX finds no device (JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')!r}): install the extra cuda13 or "
+            "cuda12 for an NVIDIA GPU, or leave JAX_PLATFORMS unset or at cpu"
+        ) from error
+
+
 def make_mesh(config: ExperimentConfig) -> Mesh:
     """Mesh of all devices along `data`; one device is the mesh of size one.
 
     Raises:
-      UserError: more devices than there are, or a batch they cannot share.
+      UserError: no device, more than there are, or a batch they cannot share.
     """
-    available = len(jax.devices())
+    devices = available_devices()
+    available = len(devices)
     count = config.sharding.data or available
     if count > available:
         raise UserError(f"sharding.data={count} but there are {available} devices: lower it, or 0 for all")
@@ -112,8 +130,8 @@ def make_mesh(config: ExperimentConfig) -> Mesh:
             f"train.batch_size={config.train.batch_size} in {config.train.grad_accum} micro-batches "
             f"cannot be shared by {count} devices: make the micro-batch a multiple, or set sharding.data"
         )
-    devices = jax.devices()[:count]
-    return jax.make_mesh((count, 1, 1, 1), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES), devices=devices)
+    axis_types = (AxisType.Auto,) * len(MESH_AXES)
+    return jax.make_mesh((count, 1, 1, 1), MESH_AXES, axis_types=axis_types, devices=devices[:count])
 
 
 def is_aligned(config: ExperimentConfig) -> bool:

@@ -1,9 +1,13 @@
 """The folder of a run: made, recognised, and never mistaken for another's."""
 
 import dataclasses
+import fcntl
 import json
+import os
 import platform
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -15,6 +19,7 @@ from phase2_jax.training.config import ExperimentConfig
 CONFIG_FILE = "config.json"
 TOKENIZER_FILE = "tokenizer.json"
 PLOTS = "plots"
+LOCK_FILE = ".lock"
 # What may differ when a run is continued; everything else would make it another run.
 MAY_CHANGE = (
     "train.num_epochs",
@@ -49,8 +54,8 @@ def open_workdir(workdir: Path, *, resume: bool) -> dict[str, Any] | None:
         ) from error
     config_file = workdir / CONFIG_FILE
     if not config_file.exists():
-        # A learning-rate range test leaves its plot where the run will be.
-        if any(path.name != PLOTS for path in workdir.iterdir()):
+        # A learning-rate range test leaves its plot where the run will be, and a run that was refused its lock.
+        if any(path.name not in (PLOTS, LOCK_FILE) for path in workdir.iterdir()):
             raise UserError(
                 f"workdir {workdir} is not empty and holds no run ({CONFIG_FILE} is missing): choose another --workdir"
             )
@@ -66,6 +71,30 @@ def open_workdir(workdir: Path, *, resume: bool) -> dict[str, Any] | None:
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{config_file} is no configuration of a run ({error}): choose another --workdir") from error
     return stored
+
+
+@contextmanager
+def locked(workdir: Path) -> Iterator[None]:
+    """Context in which no other process may train in the folder; the system ends it with the process.
+
+    Raises:
+      UserError: another process does; names it.
+    """
+    with (workdir / LOCK_FILE).open("a+", encoding="ascii") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            raise UserError(
+                f"{workdir} is being trained by process {file.read()}: stop that one first, or choose another --workdir"
+            ) from error
+        except OSError:
+            # A file system without locks: nobody is kept out there.
+            pass
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
 
 
 def plain(config: ExperimentConfig) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from phase2_jax.data.config import DataConfig
 from phase2_jax.errors import UserError
 from phase2_jax.programs import train as program
 from phase2_jax.training.config import ExperimentConfig
-from phase2_jax.training.loop import train
+from phase2_jax.training.train import train
 from phase2_jax.training.workdir import plain, write_config
 
 REPOSITORY = Path(__file__).parents[2]
@@ -124,6 +124,16 @@ def test_ctrl_c_before_the_first_step_gets_one_line(tmp_path, monkeypatch, capsy
     monkeypatch.setattr(program, "train", interrupted)
     assert run(TINY, f"--workdir={tmp_path / 'w'}") == 130
     assert capsys.readouterr().err == "error: interrupted\n"
+
+
+def test_a_platform_without_a_device_gets_one_line(tmp_path, monkeypatch, capsys):
+    def absent(*_):
+        raise RuntimeError("Unable to initialize backend 'cuda'")
+
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    monkeypatch.setattr("jax.devices", absent)
+    assert run(TINY, *SMALL, f"--workdir={tmp_path / 'w'}") == 2
+    assert "JAX finds no device (JAX_PLATFORMS='cuda')" in capsys.readouterr().err
 
 
 def test_text_that_cannot_be_used(tmp_path, monkeypatch, capsys):

@@ -29,10 +29,10 @@ from phase2_jax.reporting.__main__ import main
 from phase2_jax.reporting.inspection import half_lives, inspect
 from phase2_jax.reporting.passage import passage_figure, passage_html
 from phase2_jax.reporting.run_files import RunFiles, read_runs
-from phase2_jax.training import loop
 from phase2_jax.training.config import CheckpointConfig, ExperimentConfig, TrainConfig
 from phase2_jax.training.history import TrainingHistory
 from phase2_jax.training.logging_config import LoggingConfig
+from phase2_jax.training.train import train
 
 TEXT = "Pay <b>attention</b>: the mémoire forgets & recalls.\nWhat it wrote fades.\n\n"
 FIGURES = (
@@ -61,7 +61,7 @@ def workdir(tmp_path_factory) -> Path:
         checkpoint=CheckpointConfig(every_steps=0),
         logging=LoggingConfig(tensorboard=False),
     )
-    loop.train(config, folder / "run")
+    train(config, folder / "run")
     return folder / "run"
 
 

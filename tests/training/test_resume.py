@@ -1,6 +1,7 @@
 """A run that was stopped and continued ends like one that never stopped."""
 
 import dataclasses
+import errno
 import json
 import os
 import signal
@@ -12,6 +13,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from phase2_jax.data.config import DataConfig
@@ -19,11 +21,12 @@ from phase2_jax.errors import UserError
 from phase2_jax.memory.config import ConsolidationConfig
 from phase2_jax.model.config import ModelConfig
 from phase2_jax.training import loop, validation
-from phase2_jax.training.checkpoints import BEST, CHECKPOINTS
+from phase2_jax.training.checkpoints import BEST, CHECKPOINTS, CheckpointDirectory
 from phase2_jax.training.config import CheckpointConfig, ExperimentConfig, OptimizerConfig, TrainConfig
 from phase2_jax.training.history import read_metrics
 from phase2_jax.training.logging_config import LoggingConfig
 from phase2_jax.training.signals import Interrupted, StopRequest
+from phase2_jax.training.train import train
 
 pytestmark = pytest.mark.slow
 REPOSITORY = Path(__file__).parents[2]
@@ -65,14 +68,12 @@ def text(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def undisturbed(text, tmp_path_factory) -> Path:
     workdir = tmp_path_factory.mktemp("undisturbed") / "run"
-    loop.train(experiment(text), workdir)
+    train(experiment(text), workdir)
     return workdir
 
 
 def final_arrays(workdir: Path, name: str = CHECKPOINTS) -> dict[str, np.ndarray]:
     """Every array of the newest checkpoint, by its path."""
-    import orbax.checkpoint as ocp
-
     step = max(int(path.name) for path in (workdir / name).iterdir() if path.name.isdigit())
     arrays = {}
     with ocp.StandardCheckpointer() as checkpointer:
@@ -125,8 +126,8 @@ def test_stopped_anywhere_and_resumed_ends_the_same(looks, text, undisturbed, tm
         stop_at = StopAt(looks)
         patch.setattr(StopRequest, "check", lambda self: stop_at.check(self))
         with pytest.raises(Interrupted):
-            loop.train(config, tmp_path / "run")
-    loop.train(config, tmp_path / "run")
+            train(config, tmp_path / "run")
+    train(config, tmp_path / "run")
     assert_same_run(tmp_path / "run", undisturbed)
 
 
@@ -134,13 +135,13 @@ def test_arrays_without_elements_are_resumed_too(text, tmp_path, monkeypatch):
     config = experiment(text)
     # No tail of the convolution.
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, conv_width=1))
-    loop.train(config, tmp_path / "undisturbed")
+    train(config, tmp_path / "undisturbed")
     with monkeypatch.context() as patch:
         stop_at = StopAt(6)
         patch.setattr(StopRequest, "check", lambda self: stop_at.check(self))
         with pytest.raises(Interrupted):
-            loop.train(config, tmp_path / "run")
-    loop.train(config, tmp_path / "run")
+            train(config, tmp_path / "run")
+    train(config, tmp_path / "run")
     assert_same_run(tmp_path / "run", tmp_path / "undisturbed")
 
 
@@ -154,11 +155,101 @@ def test_an_exception_saves_the_state_and_goes_on(text, undisturbed, tmp_path, m
     with monkeypatch.context() as patch:
         patch.setattr(loop, "validate", broken)
         with pytest.raises(RuntimeError, match="a disk went away"):
-            loop.train(config, tmp_path / "run")
+            train(config, tmp_path / "run")
     assert original is validation.validate
     assert "emergency checkpoint of step 4" in capsys.readouterr().out
-    loop.train(config, tmp_path / "run")
+    train(config, tmp_path / "run")
     assert_same_run(tmp_path / "run", undisturbed)
+
+
+def test_a_record_that_cannot_be_written_is_the_only_thing_lost(text, undisturbed, tmp_path, monkeypatch):
+    config, write = experiment(text), loop.MetricsFile.write_step
+
+    def full_at_two(self, record):
+        if record["step"] == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(self, record)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.MetricsFile, "write_step", full_at_two)
+        with pytest.raises(OSError, match="No space left"):
+            train(config, tmp_path / "run")
+    train(config, tmp_path / "run")
+    assert history(tmp_path / "run") == history(undisturbed)
+    expected = [record for record in records(undisturbed) if (record["kind"], record["step"]) != ("step", 2)]
+    assert records(tmp_path / "run") == expected
+
+
+def test_interrupted_while_figures_are_fetched_nothing_is_lost(text, undisturbed, tmp_path, monkeypatch):
+    config, fetch, fetched = experiment(text), jax.device_get, []
+
+    def interrupted_once(tree):
+        if isinstance(tree, dict) and "failed_step" in tree:
+            fetched.append(tree)
+            if len(fetched) == 2:
+                raise KeyboardInterrupt
+        return fetch(tree)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(jax, "device_get", interrupted_once)
+        with pytest.raises(KeyboardInterrupt):
+            train(config, tmp_path / "run")
+    train(config, tmp_path / "run")
+    assert_same_run(tmp_path / "run", undisturbed)
+
+
+def full_disk(*_, **__):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_best_model_that_could_not_be_saved_is_when_the_run_goes_on(text, tmp_path, monkeypatch):
+    config, save = experiment(text, num_epochs=1), CheckpointDirectory.save
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            CheckpointDirectory,
+            "save",
+            lambda self, *arguments: (full_disk if self.directory.name == BEST else save)(self, *arguments),
+        )
+        with pytest.raises(OSError, match="No space left"):
+            train(config, tmp_path / "run")
+    train(config, tmp_path / "run")
+    train(config, tmp_path / "undisturbed")
+    assert_same_run(tmp_path / "run", tmp_path / "undisturbed")
+
+
+def test_a_checkpoint_just_written_is_not_written_again(text, tmp_path, monkeypatch, capsys):
+    config = dataclasses.replace(experiment(text), checkpoint=CheckpointConfig(every_steps=3, keep=1))
+    save, stop_at = CheckpointDirectory.save, StopAt(3)
+
+    def save_once(self, state, progress):
+        save(self, state, progress)
+        monkeypatch.setattr(CheckpointDirectory, "save", full_disk)
+
+    monkeypatch.setattr(StopRequest, "check", lambda self: stop_at.check(self))
+    monkeypatch.setattr(CheckpointDirectory, "save", save_once)
+    with pytest.raises(Interrupted):
+        train(config, tmp_path / "run")
+    assert "No emergency checkpoint" not in capsys.readouterr().out
+    assert [path.name for path in (tmp_path / "run" / CHECKPOINTS).iterdir()] == ["3"]
+
+
+def test_a_checkpoint_stays_until_its_replacement_is_whole(text, tmp_path, monkeypatch, capsys):
+    # Stopped at its last step, a run has a checkpoint of it from before the validation.
+    config = dataclasses.replace(experiment(text, num_epochs=1), checkpoint=CheckpointConfig(keep=1))
+    with monkeypatch.context() as patch:
+        stop_at = StopAt(4)
+        patch.setattr(StopRequest, "check", lambda self: stop_at.check(self))
+        with pytest.raises(Interrupted):
+            train(config, tmp_path / "run")
+    with monkeypatch.context() as patch:
+        patch.setattr(ocp.CheckpointManager, "save", full_disk)
+        with pytest.raises(OSError, match="No space left"):
+            train(config, tmp_path / "run")
+    assert "No emergency checkpoint of step 4" in capsys.readouterr().out
+    train(config, tmp_path / "run")
+    train(config, tmp_path / "undisturbed")
+    assert_same_run(tmp_path / "run", tmp_path / "undisturbed")
+    assert [path.name for path in (tmp_path / "run" / CHECKPOINTS).iterdir()] == ["4"]
 
 
 def test_a_signal_that_ends_the_compiler_interrupts(text, tmp_path, monkeypatch):
@@ -168,18 +259,18 @@ def test_a_signal_that_ends_the_compiler_interrupts(text, tmp_path, monkeypatch)
 
     monkeypatch.setattr(loop.Trainer, "_step", compile_in_vain)
     with pytest.raises(Interrupted):
-        loop.train(experiment(text), tmp_path / "run")
+        train(experiment(text), tmp_path / "run")
 
 
 def test_other_text_or_shape_is_refused(text, undisturbed, tmp_path):
     config = experiment(text)
     with pytest.raises(UserError, match=r"train\.batch_size is 2 but this run was started with 4"):
-        loop.train(dataclasses.replace(config, train=dataclasses.replace(config.train, batch_size=2)), undisturbed)
+        train(dataclasses.replace(config, train=dataclasses.replace(config.train, batch_size=2)), undisturbed)
     content = text.read_text()
     try:
         text.write_text(content.replace("gamma", "gauss"))
         with pytest.raises(UserError, match="text or tokenizer is not the one"):
-            loop.train(config, undisturbed)
+            train(config, undisturbed)
     finally:
         text.write_text(content)
 
@@ -252,7 +343,7 @@ def test_a_killed_process_continues_to_the_same_end(signum, status, text, whole_
     output = process.communicate()[0].decode()
     assert process.returncode == status, output
     if signum != signal.SIGKILL:
-        assert "emergency checkpoint" in output
+        assert "checkpoint of step" in output
         assert "Traceback" not in output
     process = start_process(workdir, text)
     output = process.communicate()[0].decode()

@@ -4,6 +4,8 @@ import dataclasses
 import gzip
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -24,6 +26,7 @@ from phase2_jax.training.history import TrainingHistory
 from phase2_jax.training.logging_config import LoggingConfig
 from phase2_jax.training.lr_finder import RangeTest, find_learning_rate, smooth, suggest, write_range_test
 from phase2_jax.training.memory_budget import MemoryBudget, explain, is_out_of_memory, remedy, size
+from phase2_jax.training.train import train
 
 MEBIBYTE = 2**20
 
@@ -71,7 +74,7 @@ def test_early_stop_is_exact_when_resumed_and_can_be_lifted(tmp_path: Path, caps
     # No loss falls by 100: the first epoch sets the mark, two more use up the patience.
     config = experiment(tmp_path, EarlyStoppingConfig(patience=2, min_delta=100.0), profile_steps="3:4")
     straight, resumed = tmp_path / "straight", tmp_path / "resumed"
-    assert loop.train(config, straight).total_epochs == 3
+    assert train(config, straight).total_epochs == 3
     output = capsys.readouterr().out
     assert "Stopped early: no better validation loss in 2 epochs" in output
     assert "Estimated memory of a step: " in output
@@ -82,13 +85,13 @@ def test_early_stop_is_exact_when_resumed_and_can_be_lifted(tmp_path: Path, caps
     for path in [*(resumed / CHECKPOINTS).iterdir(), *(resumed / BEST).iterdir()]:
         if path.name.isdigit() and int(path.name) > 4:
             shutil.rmtree(path)
-    assert loop.train(config, resumed).total_epochs == 3
+    assert train(config, resumed).total_epochs == 3
     assert TrainingHistory.read(resumed).val_losses == TrainingHistory.read(straight).val_losses
     capsys.readouterr()
-    loop.train(config, straight)
+    train(config, straight)
     assert "finished at step 6: raise train.early_stopping.patience to go on" in capsys.readouterr().out
     patient = dataclasses.replace(config, train=dataclasses.replace(config.train, early_stopping=EarlyStoppingConfig()))
-    assert loop.train(patient, straight).total_epochs == 5
+    assert train(patient, straight).total_epochs == 5
 
 
 def assert_is_trace_of(folder: Path, steps: list[int]) -> None:
@@ -119,7 +122,7 @@ def test_out_of_memory_says_what_to_lower(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(
         UserError, match=r"it asked for 5 MiB more.*a step needs about .* the device has 16 KiB"
     ) as info:
-        loop.train(config, tmp_path / "run")
+        train(config, tmp_path / "run")
     assert "lower model.d_model" in str(info.value)
 
 
@@ -136,6 +139,11 @@ def test_remedies_fit_the_device() -> None:
     assert "lower model.d_model" in remedy(plan, train, 330 * MEBIBYTE)
     # Nothing is known: half of everything.
     assert "train.batch_size from 8 to 4" in remedy(None, train, None)
+    # Four devices take a row each: two micro-batches more would leave some without.
+    spread = remedy(None, TrainConfig(batch_size=8, seq_len=64, grad_accum=2), None, 4)
+    assert "grad_accum" not in spread
+    assert "batch_size" not in spread
+    assert "train.grad_accum from 2 to 4" in remedy(None, TrainConfig(batch_size=8, seq_len=64, grad_accum=2), None)
     # One row cannot be split: only shorter sequences are left.
     single = remedy(None, TrainConfig(batch_size=1, seq_len=64), None)
     assert "grad_accum" not in single
@@ -172,6 +180,23 @@ def test_suggestion_is_at_the_steepest_fall() -> None:
 def test_no_fall_is_a_user_error(losses: np.ndarray) -> None:
     with pytest.raises(UserError, match="did not fall"):
         suggest(np.geomspace(1e-6, 1.0, losses.size), losses)
+
+
+def test_two_processes_do_not_train_in_one_folder(tmp_path: Path) -> None:
+    holder = "import sys; sys.path[0] = '.'; from pathlib import Path; from phase2_jax.training.workdir import locked\n"
+    holder += f"with locked(Path({str(tmp_path)!r})):\n    print('held', flush=True)\n    sys.stdin.read()"
+    with subprocess.Popen(
+        [sys.executable, "-c", holder], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=Path(__file__).parents[2]
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"held\n"
+        before = sorted(path.name for path in tmp_path.iterdir())
+        with pytest.raises(UserError, match=f"trained by process {process.pid}"):
+            train(experiment(tmp_path / ".."), tmp_path)
+        assert sorted(path.name for path in tmp_path.iterdir()) == before
+        process.kill()
+    with workdirs.locked(tmp_path):
+        pass
 
 
 def test_range_test_leaves_a_plot_where_the_run_may_follow(tmp_path: Path) -> None:

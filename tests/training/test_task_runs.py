@@ -12,11 +12,11 @@ from phase2_jax.data.batch import NOT_SCORED
 from phase2_jax.data.config import DataConfig, TaskConfig
 from phase2_jax.memory.config import ConsolidationConfig
 from phase2_jax.model.config import ModelConfig
-from phase2_jax.training import loop
 from phase2_jax.training.config import CheckpointConfig, ExperimentConfig, OptimizerConfig, TrainConfig
 from phase2_jax.training.logging_config import LoggingConfig
 from phase2_jax.training.loss import num_right, token_loss
 from phase2_jax.training.signals import Interrupted, StopRequest
+from phase2_jax.training.train import train
 
 TASK = TaskConfig(name="mqar", vocab_size=16, num_items=2, num_train=64, num_valid=20)
 
@@ -43,7 +43,7 @@ def experiment(task: TaskConfig = TASK) -> ExperimentConfig:
 @pytest.mark.parametrize("num_train", [64, 0], ids=["finite", "endless"])
 def test_a_stopped_run_sees_the_same_examples_and_ends_the_same(tmp_path, monkeypatch, num_train):
     config = experiment(dataclasses.replace(TASK, num_train=num_train))
-    straight = loop.train(config, tmp_path / "straight")
+    straight = train(config, tmp_path / "straight")
     assert len(straight.val_accuracies) == 2
     assert all(accuracy is not None and 0 <= accuracy <= 1 for accuracy in straight.val_accuracies)
 
@@ -57,8 +57,8 @@ def test_a_stopped_run_sees_the_same_examples_and_ends_the_same(tmp_path, monkey
     with monkeypatch.context() as patch:
         patch.setattr(StopRequest, "check", stop_in_the_second_epoch)
         with pytest.raises(Interrupted):
-            loop.train(config, tmp_path / "stopped")
-    resumed = loop.train(config, tmp_path / "stopped")
+            train(config, tmp_path / "stopped")
+    resumed = train(config, tmp_path / "stopped")
     assert resumed.val_accuracies == straight.val_accuracies
     assert resumed.val_losses == straight.val_losses
     assert resumed.train_losses == straight.train_losses

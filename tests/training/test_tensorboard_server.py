@@ -23,6 +23,7 @@ from phase2_jax.training import loop
 from phase2_jax.training.checkpoints import BEST, CHECKPOINTS
 from phase2_jax.training.config import CheckpointConfig, ExperimentConfig, TrainConfig
 from phase2_jax.training.logging_config import LoggingConfig
+from phase2_jax.training.train import train
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 BROWSER = next(filter(None, map(shutil.which, BROWSERS)), None)
@@ -158,7 +159,7 @@ def address(tmp_path_factory) -> Iterator[str]:
     """
     folder = tmp_path_factory.mktemp("tensorboard")
     config = experiment(folder)
-    loop.train(config, folder / "runs" / "x")
+    train(config, folder / "runs" / "x")
     for path in [*(folder / "runs" / "x" / CHECKPOINTS).iterdir(), *(folder / "runs" / "x" / BEST).iterdir()]:
         if path.name.isdigit() and int(path.name) > KEPT:
             shutil.rmtree(path)
@@ -166,7 +167,7 @@ def address(tmp_path_factory) -> Iterator[str]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "validate", power_cut)
         with pytest.raises(RuntimeError, match="power cut"):
-            loop.train(shorter, folder / "runs" / "x")
+            train(shorter, folder / "runs" / "x")
     with tensorboard(folder / "runs") as url:
         yield url
 
