@@ -1,6 +1,9 @@
 """Evaluate a model: `python evaluate.py --workdir=runs/tiny [--checkpoint=best|latest|STEP] [--data=TEXT] [--json]`."""
 
-from phase2_jax.programs.evaluate import main
+from phase2_jax.interrupt import interruptible
 
 if __name__ == "__main__":
-    main()
+    with interruptible():
+        from phase2_jax.programs.evaluate import main
+
+        main()

@@ -18,7 +18,8 @@ from absl import flags
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.baselines.blocks import MIXERS, BaselineBlock
-from phase2_jax.programs.train import main
+from phase2_jax.interrupt import interruptible
+from phase2_jax.programs import train
 from phase2_jax.training.setup import Architecture
 
 _BASELINE = flags.DEFINE_enum("baseline", "transformer", sorted(MIXERS), "Architecture of the layers.")
@@ -30,4 +31,6 @@ def _architecture() -> Architecture:
 
 
 if __name__ == "__main__":
-    main(_architecture)
+    flags.adopt_module_key_flags(train)
+    with interruptible():
+        train.main(_architecture)

@@ -7,6 +7,7 @@ from pathlib import Path
 from absl import logging as absl_logging
 
 from phase2_jax.errors import INTERRUPTED_STATUS, USAGE_STATUS, UserError
+from phase2_jax.interrupt import interruptible
 from phase2_jax.reporting.report import write_report
 
 
@@ -49,4 +50,5 @@ def _read(path: Path) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with interruptible():
+        sys.exit(main())
