@@ -233,7 +233,7 @@ def hebbian_step(
     *,
     reset_B: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """One token of hebbian_scan, for decoding: y (B, H, V) in v's dtype and the new state in the given state's dtype.
+    """One token of hebbian_scan, for decoding: y (B, H, V) in v's dtype, the new state in float32 (or float64, as is).
 
     log_decay may be (B, 1) and eta anything that broadcasts to (B, H); reset_B bool wipes the memory before the token.
 

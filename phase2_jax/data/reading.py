@@ -39,7 +39,9 @@ def list_files(path: Path, option: str) -> list[Path]:
     found = [file for file in path.rglob("*") if file.is_file() and _is_visible(file.relative_to(path))]
     files = sorted((file for file in found if file.stat().st_size), key=lambda file: file.relative_to(path).parts)
     if not files:
-        raise UserError(f"{option}={str(path)!r} is a folder without text files: put .txt, .gz or .xz files there")
+        raise UserError(
+            f"{option}={str(path)!r} is a folder without text files: put text files there (plain, .gz or .xz)"
+        )
     return files
 
 

@@ -1,6 +1,7 @@
 """A synthetic task in the place of a text: batches for training and validation."""
 
 import hashlib
+import itertools
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -48,12 +49,14 @@ class TaskStream:
 
     def examples(self, count: int, num_tokens: int) -> Examples:
         """The first `count` examples of the finite set."""
-        parts = self.config.parts
+        parts = self.config.parts or ((0, 0, 1),)
+        shares = list(itertools.accumulate(part[2] for part in parts))
+        # Rounded where parts end, so that there are `count` in all.
+        ends = [round(count * share / shares[-1]) for share in shares]
         blocks = []
-        for part, (length, items, share) in enumerate(parts or ((0, 0, 1),)):
-            wanted = count if not parts else round(count * share / sum(entry[2] for entry in parts))
-            for block, start in enumerate(range(0, wanted, _BLOCK)):
-                rows = min(_BLOCK, wanted - start)
+        for part, ((length, items, _), begin, end) in enumerate(zip(parts, [0, *ends], ends, strict=False)):
+            for block, start in enumerate(range(begin, end, _BLOCK)):
+                rows = min(_BLOCK, end - start)
                 made = make_examples(self.config, self.chance(part, block), rows, length or num_tokens, items)
                 blocks.append(_padded(made, num_tokens))
         return Examples(*(np.concatenate(arrays) for arrays in zip(*blocks, strict=True)))

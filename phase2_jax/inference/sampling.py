@@ -58,7 +58,8 @@ def make_filters(config: GenerationConfig) -> Filters:
     sampled = config.temperature > 0
     on = lambda value, wanted: jnp.float32(value) if wanted else None  # noqa: E731
     return Filters(
-        temperature=on(config.temperature, sampled),
+        # By less, quotients overflow, and no two logits could tell the difference.
+        temperature=on(max(config.temperature, 1e-30), sampled),
         top_k=jnp.int32(min(config.top_k, 2**31 - 1)) if sampled and config.top_k else None,
         top_p=on(config.top_p, sampled and config.top_p < 1),
         min_p=on(config.min_p, sampled and config.min_p > 0),

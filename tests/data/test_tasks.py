@@ -165,6 +165,12 @@ def test_a_mixture_keeps_its_shares():
     assert tokens.shape == (80, 32)
 
 
+@pytest.mark.parametrize(("mixture", "count"), [("16:2:1,32:4:1,32:2:1", 100), ("16:2:1,32:4:1", 1)])
+def test_a_mixture_has_as_many_examples_as_were_asked_for(mixture, count):
+    task = dataclasses.replace(MQAR, mixture=mixture, num_train=count)
+    assert len(TaskStream(task, "train").examples(count, 32).tokens) == count
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [

@@ -78,6 +78,14 @@ def test_draws_follow_the_distribution():
     np.testing.assert_allclose(shares, weights / weights.sum(), atol=0.032)
 
 
+@pytest.mark.parametrize("temperature", [1e-30, 1e-38, 1e-44])
+def test_a_tiny_temperature_leaves_the_likeliest(temperature):
+    filters = make_filters(GenerationConfig(temperature=temperature))
+    kept = np.asarray(filter_logits(LOGITS, jnp.zeros(LOGITS.shape, bool), filters))
+    assert np.flatnonzero(kept == kept.max()).tolist() == np.flatnonzero(LOGITS.max() == LOGITS).tolist()
+    assert not np.isnan(kept).any()
+
+
 def test_no_temperature_takes_the_likeliest():
     filters = make_filters(GenerationConfig(temperature=0, top_k=2, seed=5))
     assert filters.top_k is None
