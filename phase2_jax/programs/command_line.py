@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 from absl import flags
-from absl import logging as absl_logging
 
 from phase2_jax.errors import INTERRUPTED_STATUS, USAGE_STATUS, UserError
 from phase2_jax.training.memory_budget import is_out_of_memory
@@ -26,8 +25,6 @@ def run(values: flags.FlagValues, usage: str, program: Callable[[dict[str, Any]]
 
     Exits with 0, 2 (user error, one line), 130 (Ctrl-C), or 1 with a traceback (internal error).
     """
-    # orbax warns that it will not write to a folder it was told only to read.
-    absl_logging.set_verbosity(absl_logging.ERROR)
     try:
         _parse(values, sys.argv)
         chosen = {name: values[name].value for name in values}

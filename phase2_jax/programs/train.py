@@ -63,7 +63,8 @@ def _check_config_file() -> None:
         _CONFIG.value.to_dict()
     except OSError as error:
         reason = " ".join(str(error.__cause__ or error).split())
-        raise UserError(f"--config cannot be read: {reason}") from error
+        # What ml_collections puts before it names the flag by a name of its own.
+        raise UserError(f"--config cannot be read: {reason[max(0, reason.rfind('[Errno')) :]}") from error
 
 
 def _explain(error: Exception, argv: Sequence[str]) -> str:
@@ -73,6 +74,8 @@ def _explain(error: Exception, argv: Sequence[str]) -> str:
         # ml_collections puts the whole of what a configuration file raised into its message; its end says what it was.
         text = f"{text.partition(':')[0]}: {text.strip().splitlines()[-1]}"
     text = " ".join(text.split())
+    if isinstance(error, flags.UnrecognizedFlagError) and "Did you mean" not in text:
+        return f"{text}: settings are written --config.group.name=value (README.md has them for the original's flags)"
     for argument in argv[1:]:
         name, _, value = argument.removeprefix("--").partition("=")
         if not name.startswith("config."):

@@ -4,8 +4,6 @@ import argparse
 import sys
 from pathlib import Path
 
-from absl import logging as absl_logging
-
 from phase2_jax.errors import INTERRUPTED_STATUS, USAGE_STATUS, UserError
 from phase2_jax.interrupt import interruptible
 from phase2_jax.reporting.report import write_report
@@ -23,8 +21,6 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--passage", type=Path, metavar="FILE", help="text for the token-by-token view (UTF-8)")
     options = parser.parse_args(arguments)
-    # Orbax announces on absl's log that it will only read.
-    absl_logging.set_verbosity(absl_logging.ERROR)
     try:
         passage = None if options.passage is None else _read(options.passage)
         written = write_report(options.workdir, passage)

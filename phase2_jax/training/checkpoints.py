@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
+from absl import logging as absl_logging
 
 from phase2_jax.errors import UserError
 from phase2_jax.training.memory_budget import is_out_of_memory
@@ -41,10 +42,15 @@ class CheckpointDirectory:
         self._remedy = READERS_REMEDY if read_only else TRAINERS_REMEDY
         if not read_only:
             self._put_back()
+        verbosity = absl_logging.get_verbosity()
+        if read_only:
+            # Orbax warns that it will only read.
+            absl_logging.set_verbosity(absl_logging.ERROR)
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep, create=not read_only, enable_async_checkpointing=asynchronous, read_only=read_only
         )
         self._manager = ocp.CheckpointManager(self.directory, item_names=ITEMS, options=options)
+        absl_logging.set_verbosity(verbosity)
 
     def steps(self) -> list[int]:
         """Steps that have a complete checkpoint, ascending."""
