@@ -1,10 +1,14 @@
 """AdamW or Muon with warmup and cosine decay, from optax."""
 
+from functools import partial
+
 import jax
+import jax.numpy as jnp
 import optax
 import optax.contrib
 from optax.contrib import MuonDimensionNumbers
 
+from phase2_jax.model.config import ModelConfig
 from phase2_jax.training.config import OptimizerConfig
 
 DECAYED = ("kernel", "embedding", "feedback")
@@ -57,20 +61,49 @@ def _adamw(config: OptimizerConfig, schedule: optax.Schedule) -> optax.GradientT
     )
 
 
-def _muon(config: OptimizerConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
+def _by_head(inner: optax.GradientTransformation, model: ModelConfig) -> optax.GradientTransformation:
+    """`inner`, to which the projection onto queries, keys and values is a matrix for each of them and each head."""
+    heads, keys, values = model.num_heads, model.head_dim, model.value_width
+
+    def in_heads(path: tuple, kernel_LxDxC: jax.Array):
+        if "qkv" not in _names(path):
+            return kernel_LxDxC
+        q_and_k, v = jnp.split(kernel_LxDxC, (2 * heads * keys,), axis=-1)
+        layers_and_inputs = kernel_LxDxC.shape[:2]
+        return q_and_k.reshape(*layers_and_inputs, 2 * heads, keys), v.reshape(*layers_and_inputs, heads, values)
+
+    def whole(like_LxDxC: jax.Array, parts) -> jax.Array:
+        if not isinstance(parts, tuple):
+            return parts
+        return jnp.concatenate([part.reshape(*like_LxDxC.shape[:2], -1) for part in parts], axis=-1)
+
+    split = partial(jax.tree_util.tree_map_with_path, in_heads)
+
+    def update(updates, state, params=None):
+        parts, state = inner.update(split(updates), state, None if params is None else split(params))
+        return jax.tree.map(whole, updates, parts), state
+
+    return optax.GradientTransformation(lambda params: inner.init(split(params)), update)
+
+
+def _muon(config: OptimizerConfig, schedule: optax.Schedule, model: ModelConfig) -> optax.GradientTransformation:
     matrices = optax.contrib.muon(
         schedule,
         weight_decay=config.weight_decay,
-        # Axis 0 counts the layers.
-        muon_weight_dimension_numbers=MuonDimensionNumbers(reduction_axis=1, output_axis=2),
+        # Axis 0 counts the layers, and axis 2 of those in four the heads.
+        muon_weight_dimension_numbers=MuonDimensionNumbers(reduction_axis=1, output_axis=-1),
         consistent_rms=MUON_RMS,
     )
+    if config.muon_by_head:
+        matrices = _by_head(matrices, model)
     return optax.partition({"muon": matrices, "adamw": _adamw(config, schedule)}, muon_labels)
 
 
-def make_optimizer(config: OptimizerConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
+def make_optimizer(
+    config: OptimizerConfig, schedule: optax.Schedule, model: ModelConfig
+) -> optax.GradientTransformation:
     """Clipping, then AdamW or Muon on the schedule of the learning rate."""
-    optimizer = (_muon if config.name == "muon" else _adamw)(config, schedule)
+    optimizer = _muon(config, schedule, model) if config.name == "muon" else _adamw(config, schedule)
     if config.gradient_clip_norm == 0:
         return optimizer
     return optax.chain(optax.clip_by_global_norm(config.gradient_clip_norm), optimizer)

@@ -200,7 +200,7 @@ def build(
         return model, run_key
 
     schedule = schedule or learning_rate_schedule(config.optimizer, total_steps)
-    optimizer = make_optimizer(config.optimizer, schedule)
+    optimizer = make_optimizer(config.optimizer, schedule, model_config)
     graphdef, _ = nnx.split(nnx.eval_shape(initialise)[0])
 
     def initial_state() -> TrainState:

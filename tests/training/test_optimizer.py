@@ -16,14 +16,16 @@ from phase2_jax.training.optimizer import MUON_RMS, make_optimizer, muon_labels
 CONFIG = OptimizerConfig(name="muon", learning_rate=1e-2, weight_decay=0.0, gradient_clip_norm=0.0)
 
 
+MODEL = ModelConfig(vocab_size=7, d_model=8, num_layers=2, num_heads=2, head_dim=4, value_dim=6, ffn_dim=12)
+
+
 @pytest.fixture(scope="module")
 def params():
-    model = ModelConfig(vocab_size=7, d_model=8, num_layers=2, num_heads=2, head_dim=4, ffn_dim=12)
-    return nnx.split(LanguageModel(model, seq_len=16, rngs=nnx.Rngs(params=0)))[1]
+    return nnx.split(LanguageModel(MODEL, seq_len=16, rngs=nnx.Rngs(params=0)))[1]
 
 
 def updates_of(config, params):
-    optimizer = make_optimizer(config, lambda step: config.learning_rate)
+    optimizer = make_optimizer(config, lambda step: config.learning_rate, MODEL)
     leaves, structure = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(0), len(leaves))
     grads = structure.unflatten([jax.random.normal(key, leaf.shape) for key, leaf in zip(keys, leaves, strict=True)])
@@ -50,6 +52,25 @@ def test_updates_of_each_layer_are_orthogonal_and_of_one_size(params):
         assert singular.max() / singular.min() < 2
         # 8 equal singular values s give entries of root mean square s / sqrt(12) = 0.2 lr.
         np.testing.assert_allclose(np.sqrt(np.mean(update_DxF**2)), MUON_RMS * CONFIG.learning_rate, rtol=0.3)
+
+
+def test_by_head_the_update_of_every_head_is_orthogonal(params):
+    whole, by_head = (named(updates_of(config, params)) for config in (CONFIG, replace(CONFIG, muon_by_head=True)))
+    (name,) = (name for name in whole if "'qkv'" in name)
+    spread = {"whole": [], "by head": []}
+    for kind, updates in (("whole", whole), ("by head", by_head)):
+        for update_DxC in updates[name]:
+            # Two heads of four queries, as many of keys, and two of six values.
+            parts = np.split(update_DxC, (4, 8, 12, 16, 22), axis=1)
+            assert [part.shape[1] for part in parts] == [4, 4, 4, 4, 6, 6]
+            for part in parts:
+                singular = np.linalg.svd(part, compute_uv=False)
+                spread[kind].append(singular.max() / singular.min())
+                np.testing.assert_allclose(np.sqrt(np.mean(part**2)), MUON_RMS * CONFIG.learning_rate, rtol=0.5)
+    # As in the test of whole matrices.
+    assert max(spread["by head"]) < 2 < max(spread["whole"])
+    for other in set(whole) - {name}:
+        np.testing.assert_array_equal(by_head[other], whole[other])
 
 
 def test_the_rest_moves_as_under_adamw(params):

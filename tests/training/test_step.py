@@ -43,7 +43,7 @@ def start() -> tuple[StepConfig, TrainState]:
     model = LanguageModel(MODEL, seq_len=TOKENS, rngs=nnx.Rngs(params=0))
     graphdef, params = nnx.split(model)
     optimizer_config = OptimizerConfig(learning_rate=1e-2, warmup_steps=0)
-    optimizer = make_optimizer(optimizer_config, learning_rate_schedule(optimizer_config, 100))
+    optimizer = make_optimizer(optimizer_config, learning_rate_schedule(optimizer_config, 100), MODEL)
     config = StepConfig(graphdef, optimizer, learning_rate_schedule(optimizer_config, 100), 1, None, aligned=True)
     state = TrainState(
         params, optimizer.init(params), init_state(MODEL, ROWS), jax.random.key(1), jnp.int32(0), jnp.int32(0)
