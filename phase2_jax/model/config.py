@@ -76,6 +76,8 @@ class ModelConfig:
     """η_t = η·sigmoid(w·x_t) instead of η."""
     readout_norm: bool = True
     """RMSNorm on each head's readout."""
+    readout_floor: float = 0.0
+    """Where the learned floor of that root mean square starts, one a head: a weaker answer stays weak. 0 = none."""
     output_gate: bool = True
     """SiLU gate on the readout."""
     memory_feedback: bool = True
@@ -160,6 +162,12 @@ class ModelConfig:
             "0 or at least half_life_min",
         )
         _require(0 <= self.eta < float("inf"), "model.eta", self.eta, "at least 0 (0 switches writing off)")
+        _require(0 <= self.readout_floor < float("inf"), "model.readout_floor", self.readout_floor, "at least 0")
+        if self.readout_floor and not self.readout_norm:
+            raise UserError(
+                f"model.readout_floor={self.readout_floor} is of the norm that model.readout_norm=False leaves out: "
+                "use 0, or model.readout_norm=True"
+            )
         _require(
             self.consolidation.interval >= 0,
             "model.consolidation.interval",

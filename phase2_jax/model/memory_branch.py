@@ -1,5 +1,6 @@
 """Hebbian branch: projections and gates around the dissipative memory."""
 
+import math
 from dataclasses import replace
 
 import jax
@@ -46,6 +47,8 @@ class MemoryBranch(nnx.Module):
             nnx.Linear(d, h, kernel_init=nnx.initializers.lecun_normal(), rngs=rngs) if config.eta_gate else None
         )
         self.readout_scale = nnx.Param(jnp.ones((h, v), jnp.float32)) if config.readout_norm else None
+        floor = config.readout_floor
+        self.readout_log_floor = nnx.Param(jnp.full((h, 1), math.log(floor), jnp.float32)) if floor else None
         self.output_gate = linear(h * v) if config.output_gate else None
         self.out = nnx.Linear(
             h * v, d, dtype=dtype, kernel_init=projection_initializer(config, config.num_layers**-0.5), rngs=rngs
@@ -98,7 +101,9 @@ class MemoryBranch(nnx.Module):
             writes, state, feedback_KxV, config.memory_config, aligned=aligned, implementation=self.implementation
         )
         if self.readout_scale is not None:
-            y_BxNxHxV = _rms_norm(y_BxNxHxV, self.readout_scale[...])
+            log_floor = self.readout_log_floor
+            floor_Hx1 = 0.0 if log_floor is None else jnp.exp(log_floor[...])
+            y_BxNxHxV = _rms_norm(y_BxNxHxV, self.readout_scale[...], floor_Hx1)
         y_BxNxE = y_BxNxHxV.reshape(*x_BxNxD.shape[:2], -1)
         if self.output_gate is not None:
             y_BxNxE = _gated(y_BxNxE, stored_gradient(self.output_gate(x_BxNxD)))
@@ -112,9 +117,10 @@ def _unit(x: jax.Array) -> jax.Array:
 
 
 @recomputed
-def _rms_norm(x: jax.Array, scale: jax.Array) -> jax.Array:
+def _rms_norm(x: jax.Array, scale: jax.Array, floor: jax.Array | float) -> jax.Array:
     x32 = x.astype(jnp.float32)
-    unit = (x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + NORM_EPSILON)).astype(x.dtype)
+    squares = jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + (jnp.square(floor) + NORM_EPSILON)
+    unit = (x32 * jax.lax.rsqrt(squares)).astype(x.dtype)
     return unit * scale.astype(x.dtype)
 
 

@@ -27,7 +27,7 @@ class OptimizerConfig:
 
     name: str = "adamw"
     """adamw, or muon: matrices of the layers by orthogonalised momentum, the rest by AdamW."""
-    muon_by_head: bool = False
+    muon_by_head: bool = True
     """Muon orthogonalises the queries, keys and values of each head apart, instead of all in one matrix."""
     learning_rate: float = 1e-4
     min_learning_rate: float = 1e-6

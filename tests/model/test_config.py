@@ -37,7 +37,7 @@ def with_fields(**changes: Any) -> ModelConfig:
         *((name, value) for name in ("base_decay", "dt", "half_life_min") for value in (0.0, -1.0, NAN, INF)),
         *(("epsilon_min", value) for value in (0.0, 0.009, NAN, INF)),
         *(("half_life_max", value) for value in (1.0, -1.0, NAN)),
-        *(("eta", value) for value in (-0.1, NAN, INF)),
+        *((name, value) for name in ("eta", "readout_floor") for value in (-0.1, NAN, INF)),
         ("consolidation__interval", -1),
         *(("snr__threshold", value) for value in (-0.1, NAN, INF)),
         *(("snr__gamma_boost", value) for value in (0.9, NAN, INF)),

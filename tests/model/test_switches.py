@@ -66,6 +66,7 @@ SWITCHES = {
     "key_power": Switch(2),
     "eta_gate": Switch(False),
     "readout_norm": Switch(False),
+    "readout_floor": Switch(0.05),
     "output_gate": Switch(False),
     "memory_feedback": Switch(False),
     "position_embedding": Switch("zeta"),
