@@ -55,6 +55,7 @@ def get_config(variant: str = "2048") -> ConfigDict:
     config.train.num_steps = 2_746
     config.train.steps_per_epoch = 1_373
     config.optimizer.name = "muon"
+    config.optimizer.muon_by_head = True
     config.optimizer.learning_rate = 6e-3
     config.optimizer.min_learning_rate = 1e-4
     config.optimizer.beta2 = 0.95

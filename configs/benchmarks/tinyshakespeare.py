@@ -36,8 +36,6 @@ def get_config() -> ConfigDict:
     config.train.batch_size = 64
     config.train.seq_len = 256
     config.optimizer.name = "muon"
-    # Of no use where over-fitting is what limits the model.
-    config.optimizer.muon_by_head = False
     config.optimizer.learning_rate = 2e-3
     config.optimizer.min_learning_rate = 1e-4
     config.optimizer.beta2 = 0.99

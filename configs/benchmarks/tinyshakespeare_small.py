@@ -29,6 +29,7 @@ def get_config() -> ConfigDict:
     config.train.batch_size = 12
     config.train.seq_len = 64
     config.optimizer.name = "muon"
+    config.optimizer.muon_by_head = True
     config.optimizer.learning_rate = 5e-3
     config.optimizer.min_learning_rate = 1e-4
     config.optimizer.beta2 = 0.99

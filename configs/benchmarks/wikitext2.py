@@ -32,8 +32,6 @@ def get_config() -> ConfigDict:
     config.train.batch_size = 32
     config.train.seq_len = 256
     config.optimizer.name = "muon"
-    # Of no use where over-fitting is what limits the model.
-    config.optimizer.muon_by_head = False
     config.optimizer.learning_rate = 1.5e-3
     config.optimizer.min_learning_rate = 1e-5
     config.optimizer.beta2 = 0.99
