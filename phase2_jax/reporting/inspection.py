@@ -44,6 +44,7 @@ class Inspection:
       share_LxN: its share of all that is recalled, in [0, 1].
       loss_N: −log p of each token given those before, in nats; NaN for the first of the text.
       context: the text of up to 12 tokens around each source, `[L][N]`.
+      key_directions_LxH, query_directions_LxH: in how many of its K dimensions the T keys and queries of a head vary.
       snr_LxHxKxV: |W| / σ after the last token.
       energies_LxHxK, mask_LxHxK: energies of the resonance modes then, and the weights that the next consolidation
         would give them.
@@ -60,6 +61,8 @@ class Inspection:
     share_LxN: np.ndarray
     loss_N: np.ndarray
     context: list[list[str]]
+    key_directions_LxH: np.ndarray
+    query_directions_LxH: np.ndarray
     snr_LxHxKxV: np.ndarray
     energies_LxHxK: np.ndarray
     mask_LxHxK: np.ndarray
@@ -105,6 +108,8 @@ def inspect(run: RunFiles, passage: str | None = None) -> Inspection:
         share_LxN=traces["share_LxN"],
         loss_N=traces["loss_N"],
         context=[[_context(pieces, int(source)) for source in row] for row in sources_LxN],
+        key_directions_LxH=traces["key_directions_LxH"],
+        query_directions_LxH=traces["query_directions_LxH"],
         snr_LxHxKxV=np.asarray(snr.snr_ratio(w_LxHxKxV)),
         energies_LxHxK=np.asarray(jnp.sqrt(energies_squared_LxHxK)),
         mask_LxHxK=np.asarray(resonance.mode_weights(energies_squared_LxHxK, config.resonance.threshold)),
@@ -175,6 +180,8 @@ def _follow_memory(
             "readout_LxN": jnp.mean(jnp.linalg.norm(y_1xTxHxV[0, -shown:].astype(jnp.float32), axis=-1), axis=-1),
             "source_LxN": source_N,
             "share_LxN": share_N,
+            "key_directions_LxH": directions(writes.k_BxNxHxK[0]),
+            "query_directions_LxH": directions(writes.q_BxNxHxK[0]),
             "w_LxHxKxV": after.w_BxHxKxV[0],
         }
         x_1xTxD, feedback_1xT, *_ = block(
@@ -191,6 +198,16 @@ def _follow_memory(
 
     start = (model.embed(tokens_1xT, jnp.zeros((), jnp.int32)), jnp.zeros(tokens_1xT.shape, jnp.float32))
     return jax.lax.scan(layer, start, (params, model.feedback_matrices(), init_state(config, 1)))[1]
+
+
+def directions(keys_TxHxK: jax.Array) -> jax.Array:
+    """Participation ratio (Σ σ²)² / Σ σ⁴ of the singular values σ of each head's keys, `(H,)` float32: 1 where all are
+    parallel, n where they are spread evenly over n orthogonal directions.
+    """
+    keys_TxHxK = keys_TxHxK.astype(jnp.float32)
+    gram_HxKxK = jnp.einsum("thk,thl->hkl", keys_TxHxK, keys_TxHxK)
+    squares_H = jnp.trace(gram_HxKxK, axis1=1, axis2=2)
+    return jnp.square(squares_H) / jnp.maximum(jnp.sum(jnp.square(gram_HxKxK), axis=(1, 2)), 1e-30)
 
 
 def _written(writes: Writes, before: MemoryState, plasticity: str) -> Writes:

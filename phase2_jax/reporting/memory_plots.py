@@ -89,6 +89,35 @@ def _histogram_of_history(axes: Axes, run: RunFiles) -> None:
     axes.grid(alpha=0.3)
 
 
+def key_directions(run: RunFiles, inspection: Inspection | None) -> Figure:
+    """In how many directions the keys and the queries of every head vary, beside how many there are."""
+    figure = Figure(figsize=(9, 5), layout="constrained")
+    axes = figure.subplots()
+    figure.suptitle("Directions that keys and queries use: (Σσ²)² / Σσ⁴ of their singular values")
+    axes.set(title="Each head, in the order of its keys; 1: all tokens ask and answer to the same key")
+    axes.set(xlabel="directions (log scale)", ylabel="layer")
+    if inspection is None:
+        say_not_recorded(axes)
+        return figure
+    num_layers, num_heads = inspection.key_directions_LxH.shape
+    for layer, keys_H in enumerate(inspection.key_directions_LxH):
+        order = np.argsort(keys_H)
+        y = layer + 0.7 * (np.arange(num_heads) + 0.5) / num_heads - 0.35
+        colour = layer_colour(layer, num_layers)
+        queries_H = inspection.query_directions_LxH[layer, order]
+        axes.plot(keys_H[order], y, "o", color=colour, markersize=5, label=None if layer else "keys")
+        axes.plot(queries_H, y, "o", color=colour, mfc="none", markersize=5, label=None if layer else "queries")
+    width = inspection.energies_LxHxK.shape[-1]
+    axes.axvline(width, color=VERMILION, linestyle="--", linewidth=1.2, label=f"K = {width}")
+    axes.set(xscale="log", xlim=(0.9, 1.2 * width))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.invert_yaxis()
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.legend(fontsize=8)
+    axes.grid(alpha=0.3)
+    return figure
+
+
 def snr_selection(run: RunFiles, inspection: Inspection | None) -> Figure:
     """|W| / σ over the steps with the threshold, the share below it, and its distribution in the memory now."""
     figure = Figure(figsize=(9, 11), layout="constrained")

@@ -8,7 +8,13 @@ from matplotlib.figure import Figure
 from phase2_jax.errors import UserError
 from phase2_jax.reporting.drawing import save
 from phase2_jax.reporting.inspection import Inspection, inspect
-from phase2_jax.reporting.memory_plots import half_life_spectrum, resonance_modes, snr_selection, stability
+from phase2_jax.reporting.memory_plots import (
+    half_life_spectrum,
+    key_directions,
+    resonance_modes,
+    snr_selection,
+    stability,
+)
 from phase2_jax.reporting.page import Picture, RunReport, report_page
 from phase2_jax.reporting.passage import passage_figure
 from phase2_jax.reporting.plots import gamma_evolution, learning_curves
@@ -38,6 +44,12 @@ _FIGURES: tuple[tuple[str, str, str, Draw], ...] = (
         "Half-life spectrum",
         "How long each head remembers: short ones follow the last words, long ones keep names and topics.",
         half_life_spectrum,
+    ),
+    (
+        "key_directions",
+        "Directions of keys and queries",
+        "How many tokens a head can tell apart: what is written under keys of one direction is recalled together.",
+        key_directions,
     ),
     (
         "snr_selection",

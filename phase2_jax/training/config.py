@@ -28,8 +28,8 @@ class OptimizerConfig:
     name: str = "adamw"
     """adamw, or muon: matrices of the layers by orthogonalised momentum, the rest by AdamW."""
     muon_by_head: bool = False
-    """Muon orthogonalises the queries, keys and values of each head apart, instead of all in one matrix. Better where text
-    is plentiful."""
+    """Muon orthogonalises the queries, keys and values of each head apart, instead of all in one matrix. Better where
+    text is plentiful."""
     learning_rate: float = 1e-4
     min_learning_rate: float = 1e-6
     """Where the cosine ends."""

@@ -39,6 +39,7 @@ FIGURES = (
     "learning_curves",
     "gamma_evolution",
     "half_life_spectrum",
+    "key_directions",
     "snr_selection",
     "resonance_modes",
     "stability",
@@ -87,6 +88,8 @@ def imagined(pieces: list[str]) -> inspection.Inspection:
         share_LxN=uniform(3, num),
         loss_N=np.append(np.nan, uniform(num - 1)),
         context=[["</script>"] * num] * 3,
+        key_directions_LxH=uniform(3, 2),
+        query_directions_LxH=uniform(3, 2),
         snr_LxHxKxV=uniform(3, 2, 4, 4),
         energies_LxHxK=uniform(3, 2, 4),
         mask_LxHxK=uniform(3, 2, 4),
@@ -191,6 +194,20 @@ def test_most_recalled_token_is_the_largest_part_of_the_readout() -> None:
     assert expected[7] == 6
     # Sums of float32 products in another order.
     np.testing.assert_allclose(share_N, earlier.max(axis=1) / sizes_NxT.sum(axis=1), rtol=1e-4)
+
+
+def test_directions_of_keys() -> None:
+    """In a basis that is not the axes', with keys of any length; and beside singular values of random keys."""
+    rng = np.random.default_rng(0)
+    basis, _ = np.linalg.qr(rng.normal(size=(8, 8)))
+    alike, two, all_of_them = (basis[np.arange(40) % num] for num in (1, 2, 8))
+    random = rng.normal(size=(40, 8)) * np.arange(1, 9)
+    keys_TxHxK = np.stack([3 * alike, two, 0.5 * all_of_them, random, np.zeros((40, 8))], axis=1)
+    found = inspection.directions(jnp.asarray(keys_TxHxK, jnp.float32))
+    squares = np.square(np.linalg.svd(random, compute_uv=False))
+    expected = [1, 2, 8, squares.sum() ** 2 / np.square(squares).sum(), 0]
+    # Sums of forty products in float32.
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
 def test_what_is_recalled_is_what_was_written() -> None:
