@@ -25,6 +25,8 @@ REPLACED = "replaced-"
 ITEMS = ("model", "optimizer", "memory", "rng", "progress")
 READERS_REMEDY = "name another with --checkpoint"
 TRAINERS_REMEDY = "delete that folder to continue from the one before it"
+# What orbax says of a checkpoint that is whole, of something else.
+OTHER_ARRAYS = ("tree structures do not match", "not compatible with the stored shape")
 
 
 class CheckpointDirectory:
@@ -194,4 +196,10 @@ class _DamageReported:
         # Not only the usual ones: what tensorstore refuses to read arrives as a bare Exception.
         if isinstance(error, Exception) and not is_out_of_memory(error):
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0].partition(". See full")[0][:200]
+            if any(words in reason for words in OTHER_ARRAYS):
+                raise UserError(
+                    f"checkpoint {self.path} holds other arrays than the model and optimizer that this version makes "
+                    "of the run's configuration: use the version that wrote it (git_revision in config.json), or "
+                    "another --workdir"
+                ) from error
             raise UserError(f"checkpoint {self.path} cannot be read ({reason}): {self.remedy}") from error

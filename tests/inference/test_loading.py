@@ -71,6 +71,15 @@ def test_a_damaged_checkpoint(run, pattern):
         load_model(run)
 
 
+@pytest.mark.parametrize("changed", [{"ffn_dim": 9}, {"eta_gate": False}])
+def test_a_checkpoint_of_another_version_is_not_called_damaged(run, changed):
+    stored = json.loads((run / "config.json").read_text())
+    stored["config"]["model"] |= changed
+    (run / "config.json").write_text(json.dumps(stored))
+    with pytest.raises(UserError, match=r"holds other arrays [^\n]* use the version that wrote it"):
+        load_model(run)
+
+
 def test_a_run_of_other_layers(run):
     stored = json.loads((run / "config.json").read_text())
     (run / "config.json").write_text(json.dumps(stored | {"architecture": "transformer"}))

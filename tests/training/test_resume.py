@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
 import orbax.checkpoint as ocp
 import pytest
 
@@ -20,7 +21,7 @@ from phase2_jax.data.config import DataConfig
 from phase2_jax.errors import UserError
 from phase2_jax.memory.config import ConsolidationConfig
 from phase2_jax.model.config import ModelConfig
-from phase2_jax.training import loop, validation
+from phase2_jax.training import loop, setup, validation
 from phase2_jax.training.checkpoints import BEST, CHECKPOINTS, CheckpointDirectory
 from phase2_jax.training.config import CheckpointConfig, ExperimentConfig, OptimizerConfig, TrainConfig
 from phase2_jax.training.history import read_metrics
@@ -215,6 +216,15 @@ def test_a_best_model_that_could_not_be_saved_is_when_the_run_goes_on(text, tmp_
     train(config, tmp_path / "run")
     train(config, tmp_path / "undisturbed")
     assert_same_run(tmp_path / "run", tmp_path / "undisturbed")
+
+
+def test_a_checkpoint_of_another_version_is_not_to_be_deleted(text, tmp_path, monkeypatch):
+    config, run = experiment(text, num_epochs=1), tmp_path / "run"
+    train(config, run)
+    monkeypatch.setattr(setup, "make_optimizer", lambda *_: optax.sgd(1e-3, momentum=0.9))
+    with pytest.raises(UserError, match=r"holds other arrays [^\n]* use the version that wrote it"):
+        train(config, run)
+    assert (run / CHECKPOINTS / "4" / "optimizer").is_dir()
 
 
 def test_a_checkpoint_just_written_is_not_written_again(text, tmp_path, monkeypatch, capsys):
