@@ -8,8 +8,8 @@ length, with seeds 0 and 2, and up to 4,096 with seed 1, which learns late. Shar
 tokens write hardly overlaps with the question. Weight decay is to keep the logits small enough for the loss to see what
 still does.
 
-With --config.model.plasticity=delta --config.model.eta=1 --config.train.num_steps=15000 (half an hour) it is right at
-every length up to 1,048,576 with seeds 1, 2 and 3; seed 0 does not learn in time.
+With --config.model.plasticity=delta --config.model.eta=1 --config.train.num_steps=15000
+--config.optimizer.weight_decay=0.2 (half an hour) it is right at every length up to 1,048,576 with each of four seeds.
 """
 
 from ml_collections import ConfigDict
