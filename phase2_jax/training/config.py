@@ -54,6 +54,11 @@ class OptimizerConfig:
             "between 0 and learning_rate",
         )
         _require(self.name in OPTIMIZERS, "optimizer.name", repr(self.name), f"one of {OPTIMIZERS}")
+        if self.muon_by_head and self.name != "muon":
+            raise UserError(
+                f"optimizer.muon_by_head=True does nothing with optimizer.name={self.name!r}: "
+                "use optimizer.muon_by_head=False, or optimizer.name=muon"
+            )
         for name in ("warmup_steps", "weight_decay", "gradient_clip_norm"):
             _require(0 <= getattr(self, name) < float("inf"), f"optimizer.{name}", getattr(self, name), "at least 0")
         for name in ("beta1", "beta2"):

@@ -14,8 +14,6 @@ from phase2_jax.training.config import OptimizerConfig
 from phase2_jax.training.optimizer import MUON_RMS, make_optimizer, muon_labels
 
 CONFIG = OptimizerConfig(name="muon", learning_rate=1e-2, weight_decay=0.0, gradient_clip_norm=0.0)
-
-
 MODEL = ModelConfig(vocab_size=7, d_model=8, num_layers=2, num_heads=2, head_dim=4, value_dim=6, ffn_dim=12)
 
 
@@ -66,8 +64,9 @@ def test_by_head_the_update_of_every_head_is_orthogonal(params):
             for part in parts:
                 singular = np.linalg.svd(part, compute_uv=False)
                 spread[kind].append(singular.max() / singular.min())
-                np.testing.assert_allclose(np.sqrt(np.mean(part**2)), MUON_RMS * CONFIG.learning_rate, rtol=0.5)
-    # As in the test of whole matrices.
+                if kind == "by head":
+                    np.testing.assert_allclose(np.sqrt(np.mean(part**2)), MUON_RMS * CONFIG.learning_rate, rtol=0.3)
+    # Both bounds as in the test of whole matrices: what five Newton-Schulz steps leave.
     assert max(spread["by head"]) < 2 < max(spread["whole"])
     for other in set(whole) - {name}:
         np.testing.assert_array_equal(by_head[other], whole[other])
@@ -81,6 +80,11 @@ def test_the_rest_moves_as_under_adamw(params):
             np.testing.assert_allclose(muon[name], adamw[name], rtol=1e-6)
         else:
             assert np.abs(muon[name] - adamw[name]).max() > 1e-4
+
+
+def test_heads_apart_want_muon():
+    with pytest.raises(UserError, match=r"^optimizer\.muon_by_head=True [^\n]*optimizer\.name=muon$"):
+        replace(CONFIG, name="adamw", muon_by_head=True).validate()
 
 
 def test_an_unknown_optimizer_is_refused():
