@@ -48,7 +48,8 @@ def _train(
 ) -> TrainingHistory:
     plain = workdirs.plain(config)
     # Without a checkpoint there is nothing to continue: a run that was refused may be started anew.
-    if stored is not None and any(path.name.isdecimal() for path in (workdir / CHECKPOINTS).glob("*")):
+    continued = stored is not None and any(path.name.isdecimal() for path in (workdir / CHECKPOINTS).glob("*"))
+    if continued:
         workdirs.check_unchanged(stored["config"], plain)
         workdirs.check_architecture(stored, architecture.name, workdir)
     corpus = load_data(config.data)
@@ -59,13 +60,21 @@ def _train(
             raise
         raise explain(error, None, config.train, None, config.sharding.data or jax.device_count()) from error
     warn_of_short_half_lives(run)
-    workdirs.write_config(workdir, plain, overrides, architecture.name)
-    save_tokenizer(corpus.tokenizer, workdir / workdirs.TOKENIZER_FILE)
+
+    def describe() -> None:
+        workdirs.write_config(workdir, plain, overrides, architecture.name)
+        save_tokenizer(corpus.tokenizer, workdir / workdirs.TOKENIZER_FILE)
+
+    if not continued:
+        describe()
     logger = build_loggers(config.logging, workdir)
     trainer = Trainer(run, state, workdir, logger, plain)
     try:
         with StopRequest() as stop:
             trainer.restore()
+            if continued:
+                # Not before: another text is refused there, and its name and words are not this run's.
+                describe()
             logger.on_start(run_info(run, state, trainer.step))
             if trainer.finished:
                 length = "train.num_steps" if config.train.num_steps else "train.num_epochs"

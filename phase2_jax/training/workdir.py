@@ -20,8 +20,11 @@ CONFIG_FILE = "config.json"
 TOKENIZER_FILE = "tokenizer.json"
 PLOTS = "plots"
 LOCK_FILE = ".lock"
-# What may differ when a run is continued; everything else would make it another run.
+# What may differ when a run is continued; everything else would make it another run. The text itself may not: it is
+# compared by what it holds, wherever it lies.
 MAY_CHANGE = (
+    "data.path",
+    "data.valid_path",
     "train.num_epochs",
     "train.num_steps",
     "train.early_stopping.",

@@ -28,6 +28,7 @@ from phase2_jax.training.history import read_metrics
 from phase2_jax.training.logging_config import LoggingConfig
 from phase2_jax.training.signals import Interrupted, StopRequest
 from phase2_jax.training.train import train
+from phase2_jax.training.workdir import CONFIG_FILE, TOKENIZER_FILE
 
 pytestmark = pytest.mark.slow
 REPOSITORY = Path(__file__).parents[2]
@@ -283,6 +284,31 @@ def test_other_text_or_shape_is_refused(text, undisturbed, tmp_path):
             train(config, undisturbed)
     finally:
         text.write_text(content)
+
+
+def from_file(config: ExperimentConfig, path: Path) -> ExperimentConfig:
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, path=str(path), tokenizer="words"))
+
+
+def test_a_text_may_move_but_another_leaves_the_run_as_it_is(text, tmp_path, monkeypatch):
+    config, workdir = from_file(experiment(text), text), tmp_path / "run"
+    with monkeypatch.context() as patch:
+        stop_at = StopAt(6)
+        patch.setattr(StopRequest, "check", lambda self: stop_at.check(self))
+        with pytest.raises(Interrupted):
+            train(config, workdir)
+    described = [workdir / CONFIG_FILE, workdir / TOKENIZER_FILE]
+    before = [file.read_text() for file in described]
+    other, moved = tmp_path / "other.txt", tmp_path / "moved.txt"
+    other.write_text(text.read_text().replace("gamma", "gauss"))
+    with pytest.raises(UserError, match="text or tokenizer is not the one"):
+        train(from_file(config, other), workdir)
+    assert [file.read_text() for file in described] == before
+    moved.write_text(text.read_text())
+    train(from_file(config, moved), workdir)
+    train(config, tmp_path / "undisturbed")
+    assert_same_run(workdir, tmp_path / "undisturbed")
+    assert json.loads(described[0].read_text())["config"]["data"]["path"] == str(moved)
 
 
 def test_history_has_every_curve(undisturbed):
