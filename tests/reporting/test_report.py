@@ -168,6 +168,21 @@ def test_inspection_sees_what_the_model_does(run: RunFiles) -> None:
     assert seen.pieces[TEXT.encode().index("é".encode())] == ""  # the first byte of two adds no text yet
     assert (seen.source_LxN[:, 0] == 0).all()
     assert seen.context[0][0] == ""
+    asked, answering = first_queries_and_keys(config, nnx.merge(graphdef, params), tokens_T[None], reset_1xT)
+    np.testing.assert_allclose(seen.query_directions_LxH[0], inspection.directions(asked), rtol=1e-4)
+    np.testing.assert_allclose(seen.key_directions_LxH[0], inspection.directions(answering), rtol=1e-4)
+
+
+def first_queries_and_keys(config, model, tokens_1xT, reset_1xT) -> tuple[jax.Array, jax.Array]:
+    """(T, H, K) each, of the first layer, from its parts."""
+    blocks, params = nnx.split(model.blocks)
+    block = nnx.merge(blocks, jax.tree.map(lambda leaf: leaf[0], params))
+    state = jax.tree.map(lambda leaf: leaf[0], init_state(config, 1))
+    x_1xTxD = model.embed(jnp.asarray(tokens_1xT), jnp.zeros((), jnp.int32))
+    v, gamma, resolvent_gamma = block.potential(block.norm1(x_1xTxD), jnp.zeros(tokens_1xT.shape))
+    x_1xTxD += block.resolvent(v, resolvent_gamma, state, reset_1xT)[0]
+    writes, _ = block.memory.writes(block.norm2(x_1xTxD), gamma, state, reset_1xT)
+    return writes.q_BxNxHxK[0], writes.k_BxNxHxK[0]
 
 
 def test_most_recalled_token_is_the_largest_part_of_the_readout() -> None:
