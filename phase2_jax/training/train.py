@@ -48,8 +48,8 @@ def _train(
 ) -> TrainingHistory:
     plain = workdirs.plain(config)
     # Without a checkpoint there is nothing to continue: a run that was refused may be started anew.
-    continued = stored is not None and any(path.name.isdecimal() for path in (workdir / CHECKPOINTS).glob("*"))
-    if continued:
+    continued = any(path.name.isdecimal() for path in (workdir / CHECKPOINTS).glob("*"))
+    if stored is not None and continued:
         workdirs.check_unchanged(stored["config"], plain)
         workdirs.check_architecture(stored, architecture.name, workdir)
     corpus = load_data(config.data)
