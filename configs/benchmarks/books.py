@@ -6,7 +6,7 @@
         --workdir=runs/books_transformer --config.model.resolvent=False --config.model.ffn_dim=2336 \
         --config.model.num_heads=8 --config.model.head_dim=64 --config.optimizer.learning_rate=4e-3 \
         --config.data.path=books/train_90M.txt.xz --config.data.valid_path=books/valid.txt
-    … --baseline=gla … --config.model.ffn_dim=2064
+    … --baseline=gla … --config.model.ffn_dim=2064 --config.model.value_dim=64
 
 The variant is the length of a training sequence; a step keeps its 32,768 bytes. 27.8 million parameters each; 123.9
 with `,125m` behind the length (the Transformer then with 12 heads and --config.model.ffn_dim=5160, gla with 4760).
