@@ -24,9 +24,21 @@ BEST = "best"
 REPLACED = "replaced-"
 ITEMS = ("model", "optimizer", "memory", "rng", "progress")
 READERS_REMEDY = "name another with --checkpoint"
-TRAINERS_REMEDY = "delete that folder to continue from the one before it"
 # What orbax says of a checkpoint that is whole, of something else.
 OTHER_ARRAYS = ("tree structures do not match", "not compatible with the stored shape")
+
+
+def newest(directory: Path) -> Path | None:
+    """The newest checkpoint in a folder, one that was set aside included, without opening any."""
+    found = [path for path in directory.glob("*") if path.name.removeprefix(REPLACED).isdecimal() and path.is_dir()]
+    return max(found, key=lambda path: int(path.name.removeprefix(REPLACED)), default=None)
+
+
+def way_back(workdir: Path) -> str:
+    """What to do about a run that has no checkpoint to continue from; the best one holds as much as any."""
+    best = newest(workdir / BEST)
+    copy = "" if best is None else f"copy {best} into {workdir / CHECKPOINTS} to continue from there, or "
+    return f"{copy}choose another --workdir"
 
 
 class CheckpointDirectory:
@@ -41,7 +53,7 @@ class CheckpointDirectory:
 
     def __init__(self, directory: Path, *, keep: int = 1, asynchronous: bool = False, read_only: bool = False):
         self.directory = directory.absolute()
-        self._remedy = READERS_REMEDY if read_only else TRAINERS_REMEDY
+        self._read_only = read_only
         if not read_only:
             self._put_back()
         verbosity = absl_logging.get_verbosity()
@@ -148,7 +160,16 @@ class CheckpointDirectory:
             ]
 
     def _damage_reported(self, step: int) -> "_DamageReported":
-        return _DamageReported(self.directory / str(step), self._remedy)
+        return _DamageReported(self.directory / str(step), self._remedy(step))
+
+    def _remedy(self, step: int) -> str:
+        """What to do when the checkpoint cannot be read."""
+        if self._read_only:
+            return READERS_REMEDY
+        if self.steps()[0] < step:
+            return "delete that folder to continue from the one before it"
+        remedy = way_back(self.directory.parent)
+        return f"there is none before it: {f'delete that folder, {remedy}' if remedy.startswith('copy') else remedy}"
 
     def wait(self) -> None:
         """Block until every save is on disk."""

@@ -7,8 +7,9 @@ import jax
 
 from phase2_jax.data.corpora import load_data
 from phase2_jax.data.tokenizers import save_tokenizer
+from phase2_jax.errors import UserError
 from phase2_jax.training import workdir as workdirs
-from phase2_jax.training.checkpoints import CHECKPOINTS
+from phase2_jax.training.checkpoints import BEST, CHECKPOINTS, newest, way_back
 from phase2_jax.training.config import ExperimentConfig
 from phase2_jax.training.history import TrainingHistory
 from phase2_jax.training.loggers import build_loggers
@@ -48,7 +49,12 @@ def _train(
 ) -> TrainingHistory:
     plain = workdirs.plain(config)
     # Without a checkpoint there is nothing to continue: a run that was refused may be started anew.
-    continued = any(path.name.isdecimal() for path in (workdir / CHECKPOINTS).glob("*"))
+    continued = newest(workdir / CHECKPOINTS) is not None
+    if not continued and newest(workdir / BEST) is not None:
+        # It would be overwritten, with the records of all steps.
+        raise UserError(
+            f"{workdir} holds a best checkpoint but none in {CHECKPOINTS}/ to continue from: {way_back(workdir)}"
+        )
     if stored is not None and continued:
         workdirs.check_unchanged(stored["config"], plain)
         workdirs.check_architecture(stored, architecture.name, workdir)
