@@ -8,6 +8,8 @@ FORMATS = ("auto", "text", "wikitext")
 MODES = ("streams", "windows")
 TOKENIZERS = ("bytes", "words")
 TASKS = ("mqar", "induction", "selective_copying", "modular_sum")
+# Of 64 bits, as TensorBoard keeps it among a run's settings.
+LARGEST_SEED = 2**63 - 1
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,8 @@ class TaskConfig:
         for name, least in (("vocab_size", 2), ("num_items", 1), ("num_train", 0), ("num_valid", 1), ("seed", 0)):
             if getattr(self, name) < least:
                 raise UserError(f"data.task.{name}={getattr(self, name)} must be at least {least}")
+        if self.seed > LARGEST_SEED:
+            raise UserError(f"data.task.seed={self.seed} must be at most {LARGEST_SEED}")
         if self.name == "mqar" and self.vocab_size < 2 * max(self.num_items, *(part[1] for part in self.parts), 1) + 2:
             raise UserError(f"data.task.vocab_size={self.vocab_size} is too small for {self.num_items} different pairs")
         if self.name in ("induction", "selective_copying") and self.vocab_size < 3:

@@ -139,13 +139,18 @@ def eval_batches(stream: TokenStream | TaskStream, *, batch_size: int, seq_len: 
       UserError: the stream has fewer than two tokens, or a size is out of range.
     """
     _check_shape(batch_size, seq_len)
+    check_scorable(stream)
     if isinstance(stream, TaskStream):
         return task_stream.eval_batches(stream, batch_size, seq_len)
-    if len(stream) < 2:
+    return _EvalBatches(stream, batch_size, seq_len)
+
+
+def check_scorable(stream: TokenStream | TaskStream) -> None:
+    """Raise UserError where a validation stream has no token to predict."""
+    if isinstance(stream, TokenStream) and len(stream) < 2:
         raise UserError(
             "the validation text has fewer than 2 tokens: raise data.valid_fraction or give data.valid_path"
         )
-    return _EvalBatches(stream, batch_size, seq_len)
 
 
 class _EvalBatches(Sequence[Batch]):

@@ -19,6 +19,8 @@ from phase2_jax.training.logging_config import LoggingConfig
 OPTIMIZERS = ("adamw", "muon")
 IMPLEMENTATIONS = ("", "naive", "xla", "mosaic", "triton")
 UNROLL = ("", "yes", "no")
+# Counts are int32 on the devices, and a larger seed of the weights would be taken modulo 2^32.
+LARGEST_INTEGER = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -196,6 +198,7 @@ class ExperimentConfig:
         """
         for group in dataclasses.fields(self):
             getattr(self, group.name).validate()
+        _check_integers(self, "")
 
 
 def default_config() -> ConfigDict:
@@ -237,6 +240,16 @@ def _convert(value: Any, wanted: type, name: str) -> Any:
     if type(value) is not wanted:
         raise UserError(f"config.{name}={value!r} must be of type {wanted.__name__}")
     return value
+
+
+def _check_integers(group: Any, prefix: str) -> None:
+    for field_ in dataclasses.fields(group):
+        name, value = prefix + field_.name, getattr(group, field_.name)
+        if dataclasses.is_dataclass(value):
+            _check_integers(value, f"{name}.")
+        # Of the host's chance alone, and checked there.
+        elif type(value) is int and name != "data.task.seed":
+            _require(value <= LARGEST_INTEGER, name, value, f"at most {LARGEST_INTEGER}")
 
 
 def did_you_mean(name: str, known: Any) -> str:

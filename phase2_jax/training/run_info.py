@@ -35,7 +35,21 @@ def parameter_table(params: Params) -> list[tuple[str, tuple[int, ...], int]]:
     return rows
 
 
-def run_info(run: Run, state: TrainState, start_step: int) -> dict[str, Any]:
+def count_epochs(run: Run, step: int, closed: int, num_open: int) -> int:
+    """Epochs when the run is over; one that a shorter run closed before it was full counts.
+
+    Args:
+      run: with its present length.
+      step: steps done.
+      closed: epochs that were validated.
+      num_open: steps since.
+    """
+    full_but_open = num_open > 0 and (step % run.steps_per_epoch == 0 or step >= run.total_steps)
+    to_come = 0 if step >= run.total_steps else -(-run.total_steps // run.steps_per_epoch) - step // run.steps_per_epoch
+    return closed + full_but_open + to_come
+
+
+def run_info(run: Run, state: TrainState, start_step: int, num_epochs: int) -> dict[str, Any]:
     """For `Logger.on_start`: the list on screen, the whole configuration, and the lengths of the run."""
     config, model = run.config, run.model_config
     devices = run.mesh.devices
@@ -58,5 +72,5 @@ def run_info(run: Run, state: TrainState, start_step: int) -> dict[str, Any]:
         "hyperparameters": workdirs.plain(config),
         "start_step": start_step,
         "total_steps": run.total_steps,
-        "num_epochs": -(-run.total_steps // run.steps_per_epoch),
+        "num_epochs": num_epochs,
     }

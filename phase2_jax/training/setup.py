@@ -21,7 +21,7 @@ from phase2_jax.errors import UserError
 from phase2_jax.model.block import Block
 from phase2_jax.model.config import ModelConfig
 from phase2_jax.model.language_model import BlockFactory, LanguageModel, ModelState, init_state
-from phase2_jax.training.config import ExperimentConfig
+from phase2_jax.training.config import LARGEST_INTEGER, ExperimentConfig
 from phase2_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from phase2_jax.training.step import Batch, StepConfig, TrainState, compile_train_step, eval_step
 
@@ -180,9 +180,16 @@ def build(
     model_config = resolve_model(config.model, corpus.tokenizer.vocab_size)
     for stream in (corpus.train, corpus.valid):
         stream.check_vocabulary(model_config.vocab_size)
+    # Found at the first validation otherwise, an epoch later.
+    pipeline.check_scorable(corpus.valid)
     epoch = pipeline.steps_per_epoch(corpus.train, config.data, batch_size=train.batch_size, seq_len=train.seq_len)
     steps_per_epoch = train.steps_per_epoch or epoch
     total_steps = train.num_steps or train.num_epochs * steps_per_epoch
+    if total_steps > LARGEST_INTEGER:
+        raise UserError(
+            f"train.num_epochs={train.num_epochs} epochs of {steps_per_epoch} steps are more than the {LARGEST_INTEGER} "
+            "that can be counted: lower it"
+        )
     mesh = make_mesh(config)
 
     implementation = config.kernels.implementation or None

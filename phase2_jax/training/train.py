@@ -15,7 +15,7 @@ from phase2_jax.training.history import TrainingHistory
 from phase2_jax.training.loggers import build_loggers
 from phase2_jax.training.loop import Trainer
 from phase2_jax.training.memory_budget import explain, is_out_of_memory
-from phase2_jax.training.run_info import run_info, warn_of_short_half_lives
+from phase2_jax.training.run_info import count_epochs, run_info, warn_of_short_half_lives
 from phase2_jax.training.setup import PHASE2, Architecture, build
 from phase2_jax.training.signals import StopRequest
 
@@ -81,7 +81,8 @@ def _train(
             if continued:
                 # Not before: another text is refused there, and its name and words are not this run's.
                 describe()
-            logger.on_start(run_info(run, state, trainer.step))
+            epochs = count_epochs(run, trainer.step, trainer.history.total_epochs, trainer.epoch.num_steps)
+            logger.on_start(run_info(run, state, trainer.step, epochs))
             if trainer.finished:
                 length = "train.num_steps" if config.train.num_steps else "train.num_epochs"
                 setting = "train.early_stopping.patience" if trainer.stopped_early else length

@@ -111,12 +111,13 @@ def check_unchanged(stored: dict[str, Any], current: dict[str, Any]) -> None:
     Raises:
       UserError: names the first field that differs, both values, and what may change.
     """
+    may_change = ", ".join(f"{name}*" if name.endswith(".") else name for name in MAY_CHANGE)
     old, new = flatten(plain(ExperimentConfig())) | flatten(stored), flatten(current)
     for name in sorted(set(old) & set(new)):
         if old[name] != new[name] and not name.startswith(MAY_CHANGE):
             raise UserError(
                 f"config.{name} is {new[name]!r} but this run was started with {old[name]!r}: "
-                f"use that value or another --workdir (may change: {', '.join(MAY_CHANGE)})"
+                f"use that value or another --workdir (may change: {may_change})"
             )
 
 

@@ -84,6 +84,12 @@ def run(*arguments: str) -> int:
         ((TINY, "--workdir=w", "--config.data.tokenizer=bpe"), "data.tokenizer='bpe'"),
         ((TINY, "--workdir=w", "--config.checkpoint.keep=0"), "checkpoint.keep=0"),
         ((TINY, "--workdir=w", "--config.logging.batch_every=0"), "logging.batch_every"),
+        ((TINY, "--workdir=w", f"--config.train.seed={2**31}"), f"train.seed={2**31} must be at most {2**31 - 1}"),
+        ((TINY, "--workdir=w", "--config.train.seed=-1"), "train.seed=-1 must be"),
+        ((TINY, "--workdir=w", f"--config.train.num_steps={2**31}"), f"train.num_steps={2**31} must be at most"),
+        ((TINY, "--workdir=w", f"--config.train.num_epochs={2**30}"), f"train.num_epochs={2**30} epochs of"),
+        ((TINY, "--workdir=w", f"--config.model.d_model={2**40}"), f"model.d_model={2**40} must be at most"),
+        ((TINY, "--workdir=w", f"--config.data.task.seed={2**63}"), f"data.task.seed={2**63} must be at most {2**63 - 1}"),
     ],
 )
 def test_a_mistake_gets_one_line(arguments, said, tmp_path, monkeypatch, capsys):
@@ -140,9 +146,17 @@ def test_text_that_cannot_be_used(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty.txt").write_text("")
     (tmp_path / "short.txt").write_text("abc")
-    for name, said in (("empty.txt", "empty"), ("short.txt", "tokens")):
-        assert run(TINY, "--workdir=w", f"--config.data.path={name}") == 2
+    (tmp_path / "long.txt").write_text("a line of text\n" * 40)
+    (tmp_path / "one.txt").write_text("a")
+    for name, said in (
+        ("empty.txt", "empty"),
+        ("short.txt", "tokens"),
+        ("long.txt --config.data.valid_path=one.txt", "the validation text has fewer than 2 tokens"),
+    ):
+        assert run(TINY, "--workdir=w", *SMALL, *f"--config.data.path={name}".split()) == 2
         assert said in capsys.readouterr().err
+    # Nothing was written before.
+    assert [path.name for path in (tmp_path / "w").iterdir()] == [".lock"]
 
 
 def test_workdirs_that_cannot_be_used(tmp_path, monkeypatch, capsys):

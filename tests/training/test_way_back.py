@@ -4,6 +4,8 @@ import dataclasses
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -14,6 +16,7 @@ from phase2_jax.model.config import ModelConfig
 from phase2_jax.training.checkpoints import BEST, CHECKPOINTS, REPLACED
 from phase2_jax.training.config import CheckpointConfig, ExperimentConfig, TrainConfig
 from phase2_jax.training.logging_config import LoggingConfig
+from phase2_jax.training.run_info import count_epochs
 from phase2_jax.training.train import train
 
 
@@ -92,6 +95,37 @@ def test_the_only_checkpoint_has_none_before_it(run, best, remedy):
     with pytest.raises(UserError, match=r"checkpoints/2 cannot be read .*" + remedy) as caught:
         train(config, workdir)
     assert not re.search("the one before it|\n", str(caught.value))
+
+
+@pytest.mark.parametrize(
+    ("total_steps", "step", "closed", "num_open", "epochs"),
+    [
+        (16, 0, 0, 0, 2),
+        (20, 0, 0, 0, 3),
+        (20, 9, 1, 1, 3),
+        (16, 8, 0, 8, 2),  # stopped before the validation
+        (8, 6, 1, 0, 2),  # six steps were the whole run, two more are another epoch
+        (16, 6, 1, 0, 3),
+        (6, 6, 1, 0, 1),
+        (6, 6, 0, 6, 1),
+        (4, 6, 0, 6, 1),  # shortened
+    ],
+)
+def test_epochs_are_counted_with_those_closed_early(total_steps, step, closed, num_open, epochs):
+    run: Any = SimpleNamespace(steps_per_epoch=8, total_steps=total_steps)
+    assert count_epochs(run, step, closed, num_open) == epochs
+
+
+def test_a_run_made_longer_counts_the_epoch_it_had_closed(run, capsys):
+    config, workdir = run
+    train(dataclasses.replace(config, train=dataclasses.replace(config.train, num_steps=3)), workdir)
+    assert "Epoch 2/2 Summary" in capsys.readouterr().out
+
+
+def test_a_refused_setting_says_what_may_change(finished):
+    config, workdir = finished
+    with pytest.raises(UserError, match=r"train\.early_stopping\.\*, train\.profile_steps, logging\.\*, checkpoint\.\*"):
+        train(dataclasses.replace(config, train=dataclasses.replace(config.train, seed=1)), workdir)
 
 
 def test_a_run_stopped_before_its_first_checkpoint_starts_anew(run):
