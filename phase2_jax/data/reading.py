@@ -12,7 +12,7 @@ from phase2_jax.errors import UserError
 
 _DECOMPRESSORS: dict[str, Callable[[bytes], bytes]] = {".gz": gzip.decompress, ".xz": lzma.decompress}
 # Text never holds NUL, while nearly every binary format has one early; the first block decides, as in grep and git.
-_BINARY_PROBE_BYTES = 8192
+BINARY_PROBE_BYTES = 8192
 # UTF-32's little-endian mark begins with UTF-16's, so it is asked for first.
 _FOREIGN_MARKS = {
     codecs.BOM_UTF32_LE: "UTF-32",
@@ -56,12 +56,11 @@ def read_texts(files: list[Path], option: str) -> list[str]:
     texts, skipped = [], []
     for file in files:
         raw = _read_bytes(file)
-        if _looks_binary(raw):
-            skipped.append(str(file))
+        if looks_binary(raw):
+            skipped.append(file)
         elif raw:
             texts.append(_decode(raw, file))
-    if skipped:
-        logging.getLogger(__name__).warning("Left out %d binary file(s): %s", len(skipped), ", ".join(skipped[:5]))
+    say_left_out(skipped)
     if not texts:
         raise UserError(f"{option} is a folder without text files: all {len(files)} files in it are binary or empty")
     return texts
@@ -79,8 +78,24 @@ def _read_bytes(file: Path) -> bytes:
         raise UserError(f"{str(file)!r} cannot be read ({error}): check the file and its permissions") from error
 
 
-def _looks_binary(raw: bytes) -> bool:
-    return b"\0" in raw[:_BINARY_PROBE_BYTES] and not _foreign_encoding(raw)
+def say_left_out(files: list[Path]) -> None:
+    """A log line about the binary files of a folder."""
+    if files:
+        names = ", ".join(map(str, files[:5]))
+        logging.getLogger(__name__).warning("Left out %d binary file(s): %s", len(files), names)
+
+
+def looks_binary(head: bytes) -> bool:
+    """Whether a file that begins so is no text in any encoding."""
+    return b"\0" in head[:BINARY_PROBE_BYTES] and not _foreign_encoding(head)
+
+
+def check_text(head: bytes, name: str) -> None:
+    """Raise UserError where a text that begins so is marked as another encoding than UTF-8, or is binary."""
+    if encoding := _foreign_encoding(head):
+        raise UserError(f"{name} is {encoding}, not UTF-8: convert it, e.g. iconv -f {encoding} -t utf-8")
+    if looks_binary(head):
+        raise UserError(f"{name} looks binary: give UTF-8 text, plain or as .gz or .xz")
 
 
 def _foreign_encoding(raw: bytes) -> str:
@@ -90,10 +105,7 @@ def _foreign_encoding(raw: bytes) -> str:
 def _decode(raw: bytes, file: Path) -> str:
     if not raw:
         raise UserError(f"{str(file)!r} is empty: give a file with text in it")
-    if encoding := _foreign_encoding(raw):
-        raise UserError(f"{str(file)!r} is {encoding}, not UTF-8: convert it, e.g. iconv -f {encoding} -t utf-8")
-    if _looks_binary(raw):
-        raise UserError(f"{str(file)!r} looks binary: give UTF-8 text, plain or as .gz or .xz")
+    check_text(raw, repr(str(file)))
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:

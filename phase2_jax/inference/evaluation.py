@@ -55,6 +55,8 @@ class EvaluationConfig:
             raise UserError(f"--max_tokens={self.max_tokens} must be at least 0 (0 = everything)")
         if self.format not in ("", "auto", "text", "wikitext"):
             raise UserError(f"--format={self.format!r} is unknown: use auto, text or wikitext")
+        if self.format == "wikitext" and self.document_separator:
+            raise UserError("--document_separator and --format=wikitext exclude each other: keep one")
         if bad := [n for n in self.wipe_every if n < 1]:
             raise UserError(f"--wipe_every={bad[0]} must be at least 1 token")
 
@@ -248,6 +250,9 @@ def _pieces(loaded: LoadedModel, config: EvaluationConfig) -> Iterator[EncodedPi
     data = loaded.config.data
     if not config.data:
         return pieces_of_stream(load_corpus(data, loaded.tokenizer).valid, loaded.tokenizer)
-    separator = config.document_separator or data.document_separator
-    documents = read_documents(Path(config.data).expanduser(), config.format or data.format, separator)
+    # What was asked for by name has to be there, as in training; asking for articles is asking for no separator.
+    insist = bool(config.document_separator) or config.format == "wikitext"
+    separator = config.document_separator or ("" if config.format == "wikitext" else data.document_separator)
+    format = config.format or data.format
+    documents = read_documents(Path(config.data).expanduser(), format, separator, insist=insist)
     return pieces_of_documents(documents, loaded.tokenizer)

@@ -145,13 +145,14 @@ def test_files_of_every_kind(tmp_path):
     ("name", "raw", "said"),
     [
         ("binary.txt", b"a\0b", "looks binary"),
+        ("wide.txt", "wide".encode("utf-16"), "is UTF-16, not UTF-8: convert it, e.g. iconv -f UTF-16"),
         ("latin.txt", b"caf\xe9 au lait", "not UTF-8 (byte 0xe9 near offset 3)"),
         ("cut.txt", b"caf\xc3", "not UTF-8"),
         ("damaged.txt.gz", gzip.compress(b"packed text")[:-9], "cannot be read"),
         ("damaged.txt.xz", lzma.compress(b"packed text")[:-9], "cannot be read"),
     ],
     # Ids made from the bytes would differ between test workers: gzip stores the time.
-    ids=["binary", "latin", "cut", "gzip", "xz"],
+    ids=["binary", "utf-16", "latin", "cut", "gzip", "xz"],
 )
 def test_files_that_are_no_text(tmp_path, name, raw, said):
     (tmp_path / name).write_bytes(raw)
@@ -159,6 +160,40 @@ def test_files_that_are_no_text(tmp_path, name, raw, said):
         ["".join(document) for document in read_documents(tmp_path / name, "auto", "")]
     assert said in str(caught.value)
     assert name in str(caught.value)
+
+
+def test_a_folder_is_read_as_in_training(tmp_path, caplog):
+    (tmp_path / "1.txt").write_text("text")
+    (tmp_path / "2.bin").write_bytes(b"\0\1")
+    assert len(list(map("".join, read_documents(tmp_path, "auto", "")))) == 1
+    assert "Left out 1 binary file(s)" in caplog.text
+    (tmp_path / "3.txt").write_bytes("wide".encode("utf-16"))
+    with pytest.raises(UserError, match=r"3\.txt' is UTF-16"):
+        list(map("".join, read_documents(tmp_path, "auto", "")))
+
+
+@pytest.mark.parametrize(
+    ("text", "format", "separator", "said"),
+    [
+        ("a b", "auto", "||", r"--document_separator='\|\|' does not occur in --data"),
+        ("a||b", "auto", "||", None),
+        ("a||\n", "auto", "||", None),
+        ("a b", "wikitext", "", r"--format='wikitext', but --data has no title line"),
+        ("\n = A = \n\n text", "wikitext", "", None),
+    ],
+)
+def test_borders_that_were_asked_for_have_to_be_there(tmp_path, monkeypatch, text, format, separator, said):
+    monkeypatch.setattr("phase2_jax.inference.text_source.CHUNK_BYTES", 2)
+    # In any of the files.
+    for name, content in (("1.txt", "c d"), ("2.txt", text)):
+        (tmp_path / name).write_text(content)
+    read = lambda **how: list(map("".join, read_documents(tmp_path, format, separator, **how)))  # noqa: E731
+    assert "".join(read()) == "c d" + text
+    if said is None:
+        assert "".join(read(insist=True)) == "c d" + text
+    else:
+        with pytest.raises(UserError, match=said):
+            read(insist=True)
 
 
 def test_what_is_not_there(tmp_path):
