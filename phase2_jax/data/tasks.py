@@ -106,9 +106,14 @@ TASKS: dict[str, Callable[[np.random.Generator, int, int, int, TaskConfig], Exam
 }
 
 
+def least_length(config: TaskConfig, items: int) -> int:
+    """Tokens of the shortest sequence with room for `items` items."""
+    return {"mqar": 4 * items, "induction": 4, "selective_copying": 2 * items, "modular_sum": 1}[config.name]
+
+
 def check_length(config: TaskConfig, num_tokens: int, items: int) -> None:
     """Raise UserError where `num_tokens` tokens have no room for the task."""
-    needed = {"mqar": 4 * items, "induction": 4, "selective_copying": 2 * items, "modular_sum": 1}[config.name]
+    needed = least_length(config, items)
     if num_tokens < needed:
         raise UserError(
             f"sequences of {num_tokens} tokens are too short for data.task.name={config.name!r} with "

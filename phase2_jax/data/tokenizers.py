@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from phase2_jax.data.config import TOKENIZERS
 from phase2_jax.errors import UserError
 
 EOS = "<eos>"
@@ -141,8 +142,8 @@ class WordTokenizer:
 class HuggingFaceTokenizer:
     """A tokenizer.json of the `tokenizers` library (extra `tokenizers`). No special tokens are added to the text."""
 
-    def __init__(self, definition: dict[str, Any], name: str):
-        """Args: definition: the parsed tokenizer.json; name: shown to the user."""
+    def __init__(self, definition: dict[str, Any], name: str, *, source: str = ""):
+        """Args: definition: the parsed tokenizer.json; name: shown to the user; source: its whole path, if known."""
         try:
             import tokenizers
         except ImportError as error:
@@ -154,7 +155,7 @@ class HuggingFaceTokenizer:
         try:
             self._tokenizer = tokenizers.Tokenizer.from_str(json.dumps(definition))
         except Exception as error:  # the library raises plain Exception, nothing narrower, for every flaw of the file
-            raise UserError(f"{name!r} is not a usable tokenizer.json ({error}): save it again with save()") from error
+            raise UserError(f"{source or name!r} is not a usable tokenizer.json ({error}): save it again with save()") from error
         # A file saved after fine-tuning often truncates at 512 tokens, which would silently drop most of a corpus.
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
@@ -172,7 +173,13 @@ class HuggingFaceTokenizer:
             raise UserError(f"data.tokenizer={path!r} is not JSON ({error}): give a tokenizer.json") from error
         if not isinstance(definition, dict):
             raise UserError(f"data.tokenizer={path!r} holds no JSON object: give a tokenizer.json")
-        return cls(definition, Path(path).name)
+        if (kind := definition.get("kind")) is not None:
+            instead = f"use data.tokenizer={kind}" if kind in TOKENIZERS else "give the file it was made from"
+            raise UserError(
+                f"data.tokenizer={path!r} is what a run keeps of its own tokenizer ({kind}), and no tokenizer.json of "
+                f"Hugging Face: {instead}"
+            )
+        return cls(definition, Path(path).name, source=path)
 
     def encode(self, text: str) -> np.ndarray:
         # The fast variant leaves out character offsets, a quarter of the time on a corpus.

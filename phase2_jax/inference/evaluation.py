@@ -14,7 +14,6 @@ import numpy as np
 import optax
 from flax import nnx
 
-from phase2_jax.data.corpora import load_corpus
 from phase2_jax.errors import UserError
 from phase2_jax.inference.loading import LoadedModel
 from phase2_jax.inference.scores import Scores
@@ -249,7 +248,7 @@ def _readings(loaded: LoadedModel, config: EvaluationConfig, window: int) -> lis
 def _pieces(loaded: LoadedModel, config: EvaluationConfig) -> Iterator[EncodedPiece]:
     data = loaded.config.data
     if not config.data:
-        return pieces_of_stream(load_corpus(data, loaded.tokenizer).valid, loaded.tokenizer)
+        return pieces_of_stream(loaded.validation_text("--data"), loaded.tokenizer)
     # What was asked for by name has to be there, as in training; asking for articles is asking for no separator.
     insist = bool(config.document_separator) or config.format == "wikitext"
     separator = config.document_separator or ("" if config.format == "wikitext" else data.document_separator)

@@ -12,14 +12,15 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
+from phase2_jax.data.corpora import TokenStream, load_corpus
 from phase2_jax.data.tokenizers import Tokenizer, load_tokenizer
 from phase2_jax.errors import UserError
 from phase2_jax.model.config import ModelConfig
 from phase2_jax.model.language_model import LanguageModel
 from phase2_jax.training.checkpoints import BEST, CHECKPOINTS, CheckpointDirectory
 from phase2_jax.training.config import ExperimentConfig, from_config_dict
-from phase2_jax.training.setup import PHASE2, available_devices, resolve_model
-from phase2_jax.training.workdir import CONFIG_FILE, TOKENIZER_FILE, check_architecture, plain
+from phase2_jax.training.setup import PHASE2, available_devices, fingerprint, resolve_model
+from phase2_jax.training.workdir import CONFIG_FILE, TOKENIZER_FILE, plain
 
 LATEST = "latest"
 
@@ -34,6 +35,7 @@ class LoadedModel:
       params: on the default device.
       tokenizer: the run's.
       workdir, step: where the parameters come from.
+      corpus_fingerprint: of the text that the run was trained on, None in older checkpoints.
     """
 
     config: ExperimentConfig
@@ -42,6 +44,7 @@ class LoadedModel:
     tokenizer: Tokenizer
     workdir: Path
     step: int
+    corpus_fingerprint: str | None = None
 
     def graphdef(self, model_config: ModelConfig | None = None, implementation: str | None = None) -> nnx.GraphDef:
         """Structure of the model, or of a variant with parameters of the same shapes.
@@ -51,6 +54,34 @@ class LoadedModel:
           implementation: of the scans; None = as the run's configuration says.
         """
         return nnx.split(_abstract_model(self.config, model_config or self.model_config, implementation))[0]
+
+    def validation_text(self, option: str) -> TokenStream:
+        """The text that was held back in training.
+
+        Args:
+          option: the flag that names another text, for messages.
+
+        Raises:
+          UserError: there is none, or its file is not there or no longer what it was: another part would be held back.
+        """
+        data, other = self.config.data, f"name a text with {option}"
+        if data.task.name:
+            raise UserError(
+                f"{self.workdir} was trained on the task {data.task.name!r} and has no text: measure it with "
+                f"benchmarks/task_accuracy.py, or {other}"
+            )
+        for name, path in (("data.path", data.path), ("data.valid_path", data.valid_path)):
+            if path and not Path(path).expanduser().exists():
+                relative = not Path(path).expanduser().is_absolute()
+                start = " here, and is relative to where training started: go there" if relative else ": restore it"
+                raise UserError(f"{name}={path!r} of the run does not exist{start}, or {other}")
+        corpus = load_corpus(data, self.tokenizer)
+        if self.corpus_fingerprint not in (None, fingerprint(corpus)):
+            raise UserError(
+                f"the text of {self.workdir} ({data.dataset or data.path or 'the shipped text'}) has changed since it was "
+                f"trained, so that what was held back is not known any more: restore it, or {other}"
+            )
+        return corpus.valid
 
     def fingerprint(self) -> str:
         """sha256 over the parameters, the architecture and the tokenizer: the same numbers from the same text."""
@@ -78,7 +109,8 @@ def load_model(workdir: Path, checkpoint: str = BEST, *, causal: bool = True) ->
     tokenizer = load_tokenizer(workdir / TOKENIZER_FILE)
     checkpoints = CheckpointDirectory(directory, read_only=True)
     try:
-        _check_tokenizer(tokenizer, config, checkpoints.progress(step).get("tokenizer"), workdir)
+        progress = checkpoints.progress(step)
+        _check_tokenizer(tokenizer, config, progress.get("tokenizer"), workdir)
         model_config = resolve_model(config.model, tokenizer.vocab_size)
         if causal and model_config.bk_mode != "causal":
             raise UserError(f"the model of {workdir} is an encoder that sees the future: it cannot predict text")
@@ -86,7 +118,7 @@ def load_model(workdir: Path, checkpoint: str = BEST, *, causal: bool = True) ->
         # Orbax pins arrays to their device. Programs would be compiled once for states that are not pinned, as fresh
         # ones are, and again for those they return.
         params = jax.tree.map(lambda x: jnp.asarray(np.asarray(x)), checkpoints.restore_params(step, like))
-        return LoadedModel(config, model_config, params, tokenizer, workdir.absolute(), step)
+        return LoadedModel(config, model_config, params, tokenizer, workdir.absolute(), step, progress.get("corpus"))
     finally:
         checkpoints.close()
 
@@ -106,7 +138,11 @@ def _read_config(workdir: Path) -> ExperimentConfig:
         raise UserError(f"--workdir={workdir} does not exist: give the folder of a run that train.py made")
     try:
         stored = json.loads(file.read_text(encoding="utf-8"))
-        check_architecture(stored, PHASE2.name, workdir)
+        if stored["architecture"] != PHASE2.name:
+            raise UserError(
+                f"{workdir} holds a baseline's run (architecture {stored['architecture']!r}), which only "
+                "benchmarks/baselines/train.py trains and validates: give another --workdir"
+            )
         if not isinstance(stored["config"], dict):
             raise TypeError("config is no object")
     except OSError as error:
@@ -132,7 +168,7 @@ def _find(workdir: Path, checkpoint: str) -> tuple[Path, int]:
         raise UserError(f"{workdir} has no checkpoint yet: train for longer, train.py saves one at every epoch")
     if checkpoint == BEST:
         if not best:
-            raise UserError(f"{workdir} has no best checkpoint yet (no epoch is complete): use --checkpoint=latest")
+            raise UserError(f"{workdir} has no best checkpoint (the end of an epoch saves it): use --checkpoint=latest")
         return workdir / BEST, best[-1]
     if checkpoint == LATEST:
         newest = max([*best, *steps])

@@ -13,7 +13,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import ConfigDict, config_flags
 
-from phase2_jax.errors import INTERRUPTED_STATUS, USAGE_STATUS, UserError
+from phase2_jax.errors import INTERRUPTED_STATUS, USAGE_STATUS, UserError, refused_write
 from phase2_jax.reporting.drawing import save
 from phase2_jax.reporting.plots import learning_rate_test, write_plots
 from phase2_jax.training.config import ExperimentConfig, default_config, did_you_mean, from_config_dict
@@ -21,7 +21,7 @@ from phase2_jax.training.lr_finder import find_learning_rate, write_range_test
 from phase2_jax.training.setup import PHASE2, Architecture
 from phase2_jax.training.signals import Interrupted
 from phase2_jax.training.train import train
-from phase2_jax.training.workdir import PLOTS, flatten
+from phase2_jax.training.workdir import PLOTS, flatten, make_writable
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Configuration file, for example configs/tiny.py.", lock_config=True
@@ -74,6 +74,9 @@ def _explain(error: Exception, argv: Sequence[str]) -> str:
         # ml_collections puts the whole of what a configuration file raised into its message; its end says what it was.
         text = f"{text.partition(':')[0]}: {text.strip().splitlines()[-1]}"
     text = " ".join(text.split())
+    if re.search(r"get_config\(\) takes 0 positional arguments", text):
+        path, _, variant = str(flags.FLAGS["config"].config_filename).rpartition(":")
+        return f"--config={path}:{variant}: {path} has no variants: leave out :{variant}"
     if isinstance(error, flags.UnrecognizedFlagError) and "Did you mean" not in text:
         return f"{text}: settings are written --config.group.name=value (README.md has them for the original's flags)"
     for argument in argv[1:]:
@@ -141,14 +144,16 @@ def _run(architecture: Callable[[], Architecture], argv: Sequence[str]) -> None:
         _fail(f"{error}; run the same command again to continue", 128 + error.signum)
     except KeyboardInterrupt:
         _fail("interrupted", INTERRUPTED_STATUS)
+    except Exception as error:
+        if (reason := refused_write(error)) is None:
+            raise
+        path = getattr(error, "filename", None) or _WORKDIR.value
+        _fail(f"{path} cannot be written to ({reason}): make room there and run the same command again to continue")
 
 
 def _find_learning_rate(config: ExperimentConfig, workdir: Path, architecture: Architecture) -> None:
     folder = workdir / PLOTS
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{folder} cannot be written to ({error.strerror}): choose another --workdir") from error
+    make_writable(folder, "choose another --workdir")
     test = find_learning_rate(config, architecture=architecture, progress=print)
     write_range_test(test, folder)
     path = save(learning_rate_test(test), folder / "lr_find.png")

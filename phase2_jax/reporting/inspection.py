@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 
 from pallas_kernels import delta_scan_with_values
-from phase2_jax.data.corpora import TokenStream, encode_documents, load_corpus
+from phase2_jax.data.corpora import TokenStream, encode_documents
 from phase2_jax.data.tokenizers import Tokenizer
 from phase2_jax.errors import UserError
 from phase2_jax.inference.loading import LATEST, load_model
@@ -83,9 +83,7 @@ def inspect(run: RunFiles, passage: str | None = None) -> Inspection:
     config, tokenizer = loaded.model_config, loaded.tokenizer
     if not config.memory:
         raise UserError("this model has no memory (model.memory=False)")
-    text = (
-        load_corpus(loaded.config.data, tokenizer).valid if passage is None else encode_documents(tokenizer, [passage])
-    )
+    text = loaded.validation_text("--passage") if passage is None else encode_documents(tokenizer, [passage])
     tokens_T, reset_T = _stretch(text, config, loaded.config.train.seq_len)
     shown = min(SHOWN_TOKENS, tokens_T.size)
     model = nnx.merge(loaded.graphdef(), loaded.params)

@@ -1,5 +1,6 @@
 """Everything `python -m phase2_jax.reporting` writes."""
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from phase2_jax.reporting.plots import gamma_evolution, learning_curves
 from phase2_jax.reporting.run_files import RunFiles, read_runs
 from phase2_jax.reporting.run_plots import comparison, optimisation
 from phase2_jax.training.json_files import write_atomically
-from phase2_jax.training.workdir import PLOTS
+from phase2_jax.training.workdir import PLOTS, make_writable
 
 PAGE = "report.html"
 Draw = Callable[[RunFiles, Inspection | None], Figure]
@@ -93,7 +94,7 @@ def write_report(workdirs: list[Path], passage: str | None = None) -> list[Path]
     """
     runs = read_runs(workdirs)
     folder = runs[0].workdir / PLOTS
-    folder.mkdir(exist_ok=True)
+    make_writable(folder, "name another run first, or a copy of this one")
     reports = [_report(run, folder, passage, "" if run is runs[0] else f"{_file_name(run)}.") for run in runs]
     together = None
     if len(runs) > 1:
@@ -111,6 +112,8 @@ def _report(run: RunFiles, folder: Path, passage: str | None, prefix: str) -> Ru
         inspection = inspect(run, passage)
     except UserError as error:
         missing = str(error)
+        # The page says it, too, but who looks at the other figures may not see it there.
+        logging.getLogger(__name__).warning("No look into the memory of %s: %s", run.name, missing)
     pictures = [
         Picture(title, caption, save(draw(run, inspection), folder / f"{prefix}{name}.png"))
         for name, title, caption, draw in _FIGURES

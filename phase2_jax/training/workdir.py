@@ -46,15 +46,7 @@ def open_workdir(workdir: Path, *, resume: bool) -> dict[str, Any] | None:
     Raises:
       UserError: not writable, holds something else, or holds a run although `resume` is off.
     """
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        probe = workdir / ".writable"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise UserError(
-            f"workdir {workdir} cannot be written to ({error.strerror or error}): choose another --workdir"
-        ) from error
+    make_writable(workdir, "choose another --workdir")
     config_file = workdir / CONFIG_FILE
     if not config_file.exists():
         # A learning-rate range test leaves its plot where the run will be, and a run that was refused its lock.
@@ -74,6 +66,17 @@ def open_workdir(workdir: Path, *, resume: bool) -> dict[str, Any] | None:
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{config_file} is no configuration of a run ({error}): choose another --workdir") from error
     return stored
+
+
+def make_writable(folder: Path, remedy: str) -> None:
+    """Make `folder` and see that files can be made in it; raises UserError with the remedy where they cannot."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written to ({error.strerror or error}): {remedy}") from error
 
 
 @contextmanager
