@@ -5,6 +5,8 @@ import os
 
 USAGE_STATUS = 2
 INTERRUPTED_STATUS = 130
+# What a file system answers to a write that it has no room for, or does not take.
+_REFUSED_WRITES = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO)
 
 
 class UserError(Exception):
@@ -13,10 +15,6 @@ class UserError(Exception):
     The message is a single line that names the offending value and the remedy. Programs print it without a traceback
     and exit with status 2; library callers may catch it like any other exception.
     """
-
-
-# What a file system answers to a write that it has no room for, or does not take.
-_REFUSED_WRITES = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO)
 
 
 def refused_write(error: BaseException) -> str | None:

@@ -75,8 +75,9 @@ def _explain(error: Exception, argv: Sequence[str]) -> str:
         text = f"{text.partition(':')[0]}: {text.strip().splitlines()[-1]}"
     text = " ".join(text.split())
     if re.search(r"get_config\(\) takes 0 positional arguments", text):
-        path, _, variant = str(flags.FLAGS["config"].config_filename).rpartition(":")
-        return f"--config={path}:{variant}: {path} has no variants: leave out :{variant}"
+        given = next((argument for argument in argv if re.match("--?config=", argument)), argv[-1])
+        file, _, variant = given.partition("=")[2].rpartition(":")
+        return f"--config={file}:{variant}: {file} has no variants: leave out :{variant}"
     if isinstance(error, flags.UnrecognizedFlagError) and "Did you mean" not in text:
         return f"{text}: settings are written --config.group.name=value (README.md has them for the original's flags)"
     for argument in argv[1:]:
@@ -148,7 +149,7 @@ def _run(architecture: Callable[[], Architecture], argv: Sequence[str]) -> None:
         if (reason := refused_write(error)) is None:
             raise
         path = getattr(error, "filename", None) or _WORKDIR.value
-        _fail(f"{path} cannot be written to ({reason}): make room there and run the same command again to continue")
+        _fail(f"{path} cannot be written to ({reason}): make room there, then run the same command again to continue")
 
 
 def _find_learning_rate(config: ExperimentConfig, workdir: Path, architecture: Architecture) -> None:

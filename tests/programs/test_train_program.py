@@ -1,5 +1,6 @@
 """The command line: every mistake gets one line that names it, and a status that is not 0."""
 
+import errno
 import json
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from phase2_jax.data.config import DataConfig
 from phase2_jax.errors import UserError
 from phase2_jax.programs import train as program
 from phase2_jax.training.config import ExperimentConfig
+from phase2_jax.training.history import MetricsFile
 from phase2_jax.training.train import train
 from phase2_jax.training.workdir import plain, write_config
 
@@ -53,6 +55,7 @@ def run(*arguments: str) -> int:
         ((), "--config is missing"),
         (("--config=configs/absent.py", "--workdir=w"), "absent.py"),
         ((TINY,), "--workdir is missing"),
+        ((f"{TINY}:foo", "--workdir=w"), "tiny.py has no variants: leave out :foo"),
         ((TINY, "--workdir=w", "extra"), "unexpected argument 'extra'"),
         ((TINY, "--workdir=w", "--config.model.d_modell=3"), "did you mean d_model?"),
         ((TINY, "--workdir=w", "--config.modle.d_model=3"), "did you mean model?"),
@@ -130,6 +133,51 @@ def test_ctrl_c_before_the_first_step_gets_one_line(tmp_path, monkeypatch, capsy
     monkeypatch.setattr(program, "train", interrupted)
     assert run(TINY, f"--workdir={tmp_path / 'w'}") == 130
     assert capsys.readouterr().err == "error: interrupted\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "path"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "w/metrics.jsonl"), "w/metrics.jsonl"),
+        (OSError(errno.ENOSPC, "No space left on device"), "w"),
+        (ValueError("RESOURCE_EXHAUSTED: Error writing: No space left on device [OS error 28: ENOSPC]"), "w"),
+    ],
+)
+def test_a_full_disk_gets_one_line(error, path, monkeypatch, capsys):
+    def full(*_, **__):
+        raise error
+
+    monkeypatch.setattr(program, "train", full)
+    assert run(TINY, "--workdir=w") == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {path} cannot be written to (No space left on device): make room there")
+    assert said.count("\n") == 1
+
+
+def test_other_exceptions_keep_their_traceback(monkeypatch):
+    def broken(*_, **__):
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    monkeypatch.setattr(program, "train", broken)
+    flags.FLAGS.unparse_flags()
+    with pytest.raises(BrokenPipeError):
+        run(TINY, "--workdir=w")
+
+
+@pytest.mark.slow
+def test_a_disk_that_fills_up_ends_the_run_after_a_checkpoint(tmp_path, monkeypatch, capsys):
+    def full(self, record):
+        raise OSError(errno.ENOSPC, "No space left on device", str(self.path))
+
+    workdir = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(MetricsFile, "write_step", full)
+        assert run(TINY, f"--workdir={workdir}", *SMALL) == 2
+    output = capsys.readouterr()
+    assert output.err.count("\n") == 1
+    assert f"error: {workdir / 'metrics.jsonl'} cannot be written to" in output.err
+    assert "emergency checkpoint of step" in output.out
+    assert run(TINY, f"--workdir={workdir}", *SMALL) == 0
 
 
 def test_a_platform_without_a_device_gets_one_line(tmp_path, monkeypatch, capsys):
