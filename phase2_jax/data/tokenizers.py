@@ -155,7 +155,9 @@ class HuggingFaceTokenizer:
         try:
             self._tokenizer = tokenizers.Tokenizer.from_str(json.dumps(definition))
         except Exception as error:  # the library raises plain Exception, nothing narrower, for every flaw of the file
-            raise UserError(f"{source or name!r} is not a usable tokenizer.json ({error}): save it again with save()") from error
+            raise UserError(
+                f"{source or name!r} is not a usable tokenizer.json ({error}): save it again with save()"
+            ) from error
         # A file saved after fine-tuning often truncates at 512 tokens, which would silently drop most of a corpus.
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()

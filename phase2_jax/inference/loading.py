@@ -62,7 +62,7 @@ class LoadedModel:
           option: the flag that names another text, for messages.
 
         Raises:
-          UserError: there is none, or its file is not there or no longer what it was: another part would be held back.
+          UserError: there is none, its file is not there, or it is no longer what it was.
         """
         data, other = self.config.data, f"name a text with {option}"
         if data.task.name:
@@ -77,9 +77,10 @@ class LoadedModel:
                 raise UserError(f"{name}={path!r} of the run does not exist{start}, or {other}")
         corpus = load_corpus(data, self.tokenizer)
         if self.corpus_fingerprint not in (None, fingerprint(corpus)):
+            text = data.dataset or data.path or "the shipped text"
             raise UserError(
-                f"the text of {self.workdir} ({data.dataset or data.path or 'the shipped text'}) has changed since it was "
-                f"trained, so that what was held back is not known any more: restore it, or {other}"
+                f"the text of {self.workdir} ({text}) has changed since it was trained, so that another part would be "
+                f"held back: restore it, or {other}"
             )
         return corpus.valid
 

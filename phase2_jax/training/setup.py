@@ -187,8 +187,8 @@ def build(
     total_steps = train.num_steps or train.num_epochs * steps_per_epoch
     if total_steps > LARGEST_INTEGER:
         raise UserError(
-            f"train.num_epochs={train.num_epochs} epochs of {steps_per_epoch} steps are more than the {LARGEST_INTEGER} "
-            "that can be counted: lower it"
+            f"train.num_epochs={train.num_epochs} epochs of {steps_per_epoch} steps are more than the "
+            f"{LARGEST_INTEGER} that can be counted: lower it"
         )
     mesh = make_mesh(config)
 

@@ -17,6 +17,7 @@ from phase2_jax.data import (
     save_tokenizer,
 )
 from phase2_jax.data import tokenizers as tokenizers_module
+from phase2_jax.data.tokenizers import NumberTokenizer
 from phase2_jax.errors import UserError
 
 LINES = " \n = Kettle = \n a kettle , a <unk> \n"
@@ -130,6 +131,27 @@ def test_tokenizers_survive_a_file(tokenizer_json, tmp_path):
         np.testing.assert_array_equal(again.encode(LINES), tokenizer.encode(LINES))
     assert len({tokenizer.fingerprint() for tokenizer in made}) == 3
     assert WordTokenizer.train(["other"]).fingerprint() != made[1].fingerprint()
+
+
+def test_the_file_a_run_keeps_is_no_tokenizer_json(tmp_path):
+    file = tmp_path / "tokenizer.json"
+    for tokenizer, said in (
+        (ByteTokenizer(), "use data.tokenizer=bytes"),
+        (WordTokenizer.train([LINES]), "use data.tokenizer=words"),
+        (NumberTokenizer(9), "give the file it was made from"),
+    ):
+        save_tokenizer(tokenizer, file)
+        with pytest.raises(UserError) as caught:
+            HuggingFaceTokenizer.from_file(str(file))
+        assert f"data.tokenizer={str(file)!r} is what a run keeps of its own tokenizer" in str(caught.value)
+        assert said in str(caught.value)
+
+
+def test_a_file_that_is_no_tokenizer_is_named_in_full(tmp_path):
+    pytest.importorskip("tokenizers")
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(UserError, match=str(tmp_path / "tokenizer.json")):
+        HuggingFaceTokenizer.from_file(str(tmp_path / "tokenizer.json"))
 
 
 @pytest.mark.parametrize(

@@ -194,12 +194,14 @@ def test_mistakes_are_named(loaded, options, said):
 
 
 @pytest.mark.parametrize(
-    ("options", "said"), [({"document_separator": "§"}, "'§' does not occur"), ({"format": "wikitext"}, "no title line")]
+    ("options", "said"),
+    [({"document_separator": "§"}, "'§' does not occur"), ({"format": "wikitext"}, "no title line")],
 )
 def test_documents_that_were_asked_for_have_to_be_there(loaded, text_file, options, said):
     with pytest.raises(UserError, match=said):
         evaluate(loaded, EvaluationConfig(str(text_file), **options), window_tokens=16)
-    assert evaluate(loaded, EvaluationConfig(str(text_file), max_tokens=20, **options), window_tokens=16)["tokens"] == 20
+    limited = EvaluationConfig(str(text_file), max_tokens=20, **options)
+    assert evaluate(loaded, limited, window_tokens=16)["tokens"] == 20
 
 
 @pytest.mark.parametrize(("text", "said"), [("", "is empty|no token|0 token"), ("a", "1 token")])

@@ -44,7 +44,7 @@ def test_a_checkpoint_that_is_not_there(workdir, name):
 
 def test_a_run_without_checkpoints(run):
     shutil.rmtree(run / BEST)
-    with pytest.raises(UserError, match=r"no best checkpoint \(the end of an epoch saves it\): use --checkpoint=latest"):
+    with pytest.raises(UserError, match=r"no best checkpoint \(.*\): use --checkpoint=latest"):
         load_model(run)
     assert load_model(run, "latest").step == 3
     shutil.rmtree(run / CHECKPOINTS)
@@ -83,7 +83,7 @@ def test_a_checkpoint_of_another_version_is_not_called_damaged(run, changed):
 def test_a_run_of_other_layers(run):
     stored = json.loads((run / "config.json").read_text())
     (run / "config.json").write_text(json.dumps(stored | {"architecture": "transformer"}))
-    with pytest.raises(UserError, match=r"baseline's run \(architecture 'transformer'\), which only benchmarks/baselines/train\.py"):
+    with pytest.raises(UserError, match=r"architecture 'transformer'\), which only benchmarks/baselines/train\.py"):
         load_model(run)
 
 

@@ -92,7 +92,7 @@ def run(*arguments: str) -> int:
         ((TINY, "--workdir=w", f"--config.train.num_steps={2**31}"), f"train.num_steps={2**31} must be at most"),
         ((TINY, "--workdir=w", f"--config.train.num_epochs={2**30}"), f"train.num_epochs={2**30} epochs of"),
         ((TINY, "--workdir=w", f"--config.model.d_model={2**40}"), f"model.d_model={2**40} must be at most"),
-        ((TINY, "--workdir=w", f"--config.data.task.seed={2**63}"), f"data.task.seed={2**63} must be at most {2**63 - 1}"),
+        ((TINY, "--workdir=w", f"--config.data.task.seed={2**63}"), f"data.task.seed={2**63} must be at most"),
     ],
 )
 def test_a_mistake_gets_one_line(arguments, said, tmp_path, monkeypatch, capsys):

@@ -2,6 +2,7 @@
 
 import base64
 import dataclasses
+import errno
 import html
 import io
 import re
@@ -272,3 +273,16 @@ def test_a_mistake_gets_one_line(arguments, said, tmp_path, monkeypatch, capsys)
     assert len(errors) == 1
     assert errors[0].startswith("error: ")
     assert said in errors[0]
+
+
+def test_a_run_that_cannot_be_written_to_gets_one_line(tmp_path, monkeypatch, capsys) -> None:
+    TrainingHistory().write(tmp_path)
+
+    def read_only(self, *_, **__):
+        raise OSError(errno.EROFS, "Read-only file system", str(self))
+
+    monkeypatch.setattr(Path, "touch", read_only)
+    assert main([str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {tmp_path / 'plots'} cannot be written to (Read-only file system): name another")
+    assert said.count("\n") == 1
