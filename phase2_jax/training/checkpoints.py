@@ -168,8 +168,9 @@ class CheckpointDirectory:
             return READERS_REMEDY
         if self.steps()[0] < step:
             return "delete that folder to continue from the one before it"
-        remedy = way_back(self.directory.parent)
-        return f"there is none before it: {f'delete that folder, {remedy}' if remedy.startswith('copy') else remedy}"
+        workdir = self.directory.parent
+        make_room = "" if newest(workdir / BEST) is None else "delete that folder, "
+        return f"there is none before it: {make_room}{way_back(workdir)}"
 
     def wait(self) -> None:
         """Block until every save is on disk."""

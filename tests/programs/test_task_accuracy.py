@@ -3,47 +3,62 @@
 import json
 from dataclasses import replace
 
-import jax
 import pytest
 
 from benchmarks import task_accuracy
 from phase2_jax.data.config import DataConfig, TaskConfig
 from phase2_jax.inference.loading import LoadedModel
-from phase2_jax.training.config import ExperimentConfig
+from phase2_jax.model.config import ModelConfig
+from phase2_jax.training.config import ExperimentConfig, TrainConfig
+from phase2_jax.training.logging_config import LoggingConfig
+from phase2_jax.training.train import train
 
 TASK = TaskConfig(name="mqar", vocab_size=16, num_items=2)
 
 
+def status_of(monkeypatch, *arguments: str) -> object:
+    monkeypatch.setattr("sys.argv", ["task_accuracy.py", *arguments])
+    try:
+        task_accuracy.main()
+    except SystemExit as end:
+        return end.code
+    return 0
+
+
 @pytest.fixture
 def run(monkeypatch, capsys, tmp_path):
-    """Runs the program on a run of `task`; gives status, stdout and stderr. Nothing is computed."""
+    """Runs the program, up to the first cell, on a run of `task`; gives status, stdout and stderr."""
 
     def run(task: TaskConfig, *arguments: str):
         config = ExperimentConfig(data=DataConfig(mode="windows", task=task))
         loaded = LoadedModel(config, config.model, None, None, tmp_path, 1)  # pyright: ignore[reportArgumentType]
         if f"--workdir={tmp_path}" in arguments:
             monkeypatch.setattr(task_accuracy, "load_model", lambda *_: loaded)
-            monkeypatch.setattr(LoadedModel, "graphdef", lambda *_: None)
-            monkeypatch.setattr(task_accuracy, "init_state", lambda *_: None)
-            monkeypatch.setattr(task_accuracy, "eval_step", lambda *_: ({"right": 1.0, "count": 2.0}, None, None))
-            monkeypatch.setattr(jax, "jit", lambda function: function)
-        monkeypatch.setattr("sys.argv", ["task_accuracy.py", *arguments])
-        status = 0
-        try:
-            task_accuracy.main()
-        except SystemExit as end:
-            status = end.code
+        status = status_of(monkeypatch, *arguments)
         captured = capsys.readouterr()
         return status, captured.out, captured.err
 
     return run
 
 
-def test_cells_are_printed(run, tmp_path):
-    status, out, _ = run(TASK, f"--workdir={tmp_path}", "--cells=8,16:4", "--examples=3", "--batch_size=2")
-    assert status == 0
-    assert [json.loads(line)["cell"] for line in out.splitlines()] == ["8", "16:4"]
-    assert json.loads(out.splitlines()[0])["accuracy"] == 0.5
+def test_every_cell_has_its_accuracy_however_it_is_read(monkeypatch, capsys, tmp_path):
+    config = ExperimentConfig(
+        model=ModelConfig(d_model=8, num_layers=1, num_heads=1, head_dim=4, ffn_dim=-1, resolvent=False),
+        data=DataConfig(mode="windows", task=replace(TASK, num_valid=4)),
+        train=TrainConfig(num_steps=1, batch_size=2, seq_len=8),
+        logging=LoggingConfig(tensorboard=False),
+    )
+    train(config, tmp_path / "run")
+    capsys.readouterr()
+    results = []
+    for window in ("16", "8"):
+        arguments = f"--workdir={tmp_path / 'run'} --cells=8,16:4 --examples=20 --batch_size=10 --window={window}"
+        assert status_of(monkeypatch, *arguments.split()) == 0
+        results.append([json.loads(line) for line in capsys.readouterr().out.splitlines()])
+    assert results[0] == results[1]
+    assert [(cell["cell"], cell["scored"]) for cell in results[0]] == [("8", 40), ("16:4", 80)]
+    # About one in sixteen is right by chance.
+    assert all(0 <= cell["accuracy"] < 0.5 for cell in results[0])
 
 
 @pytest.mark.parametrize(
