@@ -4,8 +4,10 @@ Layout: `workdir/checkpoints/<step>/{model,optimizer,memory,rng,progress}` and `
 form. `progress` is JSON: data position, histories, the running epoch and the configuration.
 """
 
+import logging
 import shutil
 import sys
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,9 @@ ITEMS = ("model", "optimizer", "memory", "rng", "progress")
 READERS_REMEDY = "name another with --checkpoint"
 # What orbax says of a checkpoint that is whole, of something else.
 OTHER_ARRAYS = ("tree structures do not match", "not compatible with the stored shape")
+
+# What the reads say that a failed one leaves behind.
+LEFTOVERS = ("Event loop is closed", "while reading array", "was never awaited")
 
 
 def newest(directory: Path) -> Path | None:
@@ -196,7 +201,11 @@ def _storable(tree: Any) -> Any:
 
 
 class _DamageReported:
-    """Turns orbax's many exceptions about unreadable files into one line that names the folder and the remedy."""
+    """Turns orbax's many exceptions about unreadable files into one line that names the folder and the remedy.
+
+    When one read fails, orbax closes the event loop under the others, which end much later, each with a traceback, a
+    warning or a message of asyncio's of its own: after a failure nothing is heard of them.
+    """
 
     def __init__(self, path: Path, remedy: str):
         self.path, self.remedy = path, remedy
@@ -206,15 +215,16 @@ class _DamageReported:
         sys.unraisablehook = self._unraisable
 
     def _unraisable(self, unraisable: Any) -> None:
-        # When one read fails, those under way end on an event loop that is closed by then, each with a traceback of
-        # its own on standard error, some of them much later.
         said = str(unraisable.exc_value)
-        if "Event loop is closed" not in said and "while reading array" not in said:
+        if not any(words in said for words in LEFTOVERS):
             self._hook(unraisable)
 
     def __exit__(self, kind, error, traceback) -> None:
         if error is None:
             sys.unraisablehook = self._hook
+        else:
+            warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+            logging.getLogger("asyncio").setLevel(logging.CRITICAL)
         # Not only the usual ones: what tensorstore refuses to read arrives as a bare Exception.
         if isinstance(error, Exception) and not is_out_of_memory(error):
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0].partition(". See full")[0][:200]
