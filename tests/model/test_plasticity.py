@@ -48,7 +48,7 @@ def test_the_memory_stays_within_its_bound(compiled_delta, tokens):
     assert np.all((diagnostics.layers.coherence > 0) & (diagnostics.layers.coherence <= 1 + 1e-6))
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
 def test_a_few_steps_lower_the_loss(config, make_compiled, loss_of, tokens, dtype):
     model = make_compiled(replace(config, plasticity="delta", dtype=dtype, num_layers=1))
     optimizer = optax.adam(3e-2)

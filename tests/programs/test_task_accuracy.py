@@ -41,6 +41,7 @@ def run(monkeypatch, capsys, tmp_path):
     return run
 
 
+@pytest.mark.slow
 def test_every_cell_has_its_accuracy_however_it_is_read(monkeypatch, capsys, tmp_path):
     config = ExperimentConfig(
         model=ModelConfig(d_model=8, num_layers=1, num_heads=1, head_dim=4, ffn_dim=-1, resolvent=False),

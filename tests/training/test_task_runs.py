@@ -40,7 +40,7 @@ def experiment(task: TaskConfig = TASK) -> ExperimentConfig:
     )
 
 
-@pytest.mark.parametrize("num_train", [64, 0], ids=["finite", "endless"])
+@pytest.mark.parametrize("num_train", [64, pytest.param(0, marks=pytest.mark.slow)], ids=["finite", "endless"])
 def test_a_stopped_run_sees_the_same_examples_and_ends_the_same(tmp_path, monkeypatch, num_train):
     config = experiment(dataclasses.replace(TASK, num_train=num_train))
     straight = train(config, tmp_path / "straight")
