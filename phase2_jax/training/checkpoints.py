@@ -28,7 +28,6 @@ ITEMS = ("model", "optimizer", "memory", "rng", "progress")
 READERS_REMEDY = "name another with --checkpoint"
 # What orbax says of a checkpoint that is whole, of something else.
 OTHER_ARRAYS = ("tree structures do not match", "not compatible with the stored shape")
-
 # What the reads say that a failed one leaves behind.
 LEFTOVERS = ("Event loop is closed", "while reading array", "was never awaited")
 
