@@ -125,13 +125,20 @@ def _fed_back(k_BxNxHxK: jax.Array, v_BxNxHxV: jax.Array, feedback_KxV: jax.Arra
     return jnp.sum(kp_BxNxHxV.astype(feedback_KxV.dtype) * v_BxNxHxV.astype(feedback_KxV.dtype), axis=-1)
 
 
-def overlap(feedback_KxV: jax.Array, w_BxHxKxV: jax.Array) -> jax.Array:
-    """⟨P, W⟩ of every head, `(B, H)`."""
+def overlap(feedback_KxV: jax.Array | None, w_BxHxKxV: jax.Array) -> jax.Array:
+    """⟨P, W⟩ of every head, `(B, H)`; 0 without P."""
+    if feedback_KxV is None:
+        return jnp.zeros(w_BxHxKxV.shape[:2], w_BxHxKxV.dtype)
     return jnp.sum(feedback_KxV * w_BxHxKxV, axis=(-2, -1))
 
 
-def feedback(written: Writes, start_BxH: jax.Array, feedback_KxV: jax.Array) -> jax.Array:
-    """f = ⟨P, W⟩ at every token, mean over the heads `(B, N)`, from what `write` wrote and ⟨P, W⟩ before it."""
+def feedback(written: Writes, start_BxH: jax.Array, feedback_KxV: jax.Array | None) -> jax.Array:
+    """f = ⟨P, W⟩ at every token, mean over the heads `(B, N)`, from what `write` wrote and ⟨P, W⟩ before it; 0 without
+    P.
+    """
+    # Not a P of zeros: XLA for CPUs (jaxlib 0.10.2 to 0.12.0) leaves the sums of a product with a constant unwritten.
+    if feedback_KxV is None:
+        return jnp.zeros(written.k_BxNxHxK.shape[:2], start_BxH.dtype)
     # f is linear in the writes: a memory with one key and one value follows it exactly.
     overlap_BxNxHx1 = _fed_back(written.k_BxNxHxK, written.v_BxNxHxV, feedback_KxV)[..., None]
     ones_BxNxHx1 = jnp.ones_like(overlap_BxNxHx1)

@@ -24,7 +24,7 @@ Readout = tuple[jax.Array, jax.Array]
 class _Fixed(NamedTuple):
     """What all pieces of a stream share, as in `scan_stream`."""
 
-    feedback_KxV: jax.Array
+    feedback_KxV: jax.Array | None
     config: MemoryConfig
     implementation: str | None
 
@@ -38,7 +38,7 @@ class _Fixed(NamedTuple):
 def scan_stream(
     writes: Writes,
     state: MemoryState,
-    feedback_KxV: jax.Array,
+    feedback_KxV: jax.Array | None,
     config: MemoryConfig,
     *,
     aligned: bool = False,
@@ -49,7 +49,7 @@ def scan_stream(
     Args:
       writes: the tokens.
       state: the memory before them; its position says where the next consolidation falls.
-      feedback_KxV: P of the feedback ⟨P, W⟩, float32.
+      feedback_KxV: P of the feedback ⟨P, W⟩, float32; None where there is none.
       config: consolidation and what it does.
       aligned: the caller promises that `state.position` is a multiple of the interval, which spares the compiled
         program the branches for consolidations at arbitrary places.

@@ -61,7 +61,7 @@ class Block(nnx.Module):
         self,
         x_BxNxD: jax.Array,
         feedback_BxN: jax.Array,
-        feedback_KxV: jax.Array,
+        feedback_KxV: jax.Array | None,
         state: MemoryState,
         reset_BxN: jax.Array,
         *,
@@ -74,7 +74,7 @@ class Block(nnx.Module):
         Args:
           x_BxNxD: residual stream.
           feedback_BxN: f of the layer below, which shifts this layer's potential.
-          feedback_KxV: matrix P of the feedback for the layer above.
+          feedback_KxV: matrix P of the feedback for the layer above; None where there is none.
           state: of this layer's memory.
           reset_BxN, aligned, deterministic, rngs: as in `LanguageModel.__call__`.
 

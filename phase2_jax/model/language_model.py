@@ -207,11 +207,10 @@ class LanguageModel(nnx.Module):
         """What turns the last hidden vectors into logits, `(D, vocab)` float32."""
         return self.embedding.embedding[...].T if self.head is None else self.head.kernel[...]
 
-    def feedback_matrices(self) -> jax.Array:
-        """P of every layer `(L, K, V)`; zeros where there is none."""
-        config = self.config
+    def feedback_matrices(self) -> jax.Array | None:
+        """P of every layer `(L, K, V)`, of zeros in the last; None without feedback."""
         if self.feedback is None:
-            return jnp.zeros((config.num_layers, config.head_dim, config.value_width))
+            return None
         return jnp.pad(self.feedback[...], ((0, 1), (0, 0), (0, 0)))
 
 

@@ -88,7 +88,7 @@ class MemoryBranch(nnx.Module):
         self,
         x_BxNxD: jax.Array,
         gamma_BxNxP: jax.Array,
-        feedback_KxV: jax.Array,
+        feedback_KxV: jax.Array | None,
         state: MemoryState,
         reset_BxN: jax.Array,
         *,
