@@ -23,7 +23,9 @@ from jax.experimental.mosaic.gpu import profiler
 from pallas_kernels import hebbian_scan, resolvent_scan
 
 _SHAPES = flags.DEFINE_list(
-    "shapes", ["8x16x4096x64", "4x16x8192x128", "1x8x65536x64", "32x8x1024x64"], "Sizes B x H x N x width."
+    "shapes",
+    ["8x16x4096x64", "4x16x8192x128", "1x8x65536x64", "32x8x1024x64"],
+    "Sizes B x H x N x K, or B x H x N x K x V.",
 )
 _RESOLVENT = flags.DEFINE_list("resolvent", ["8x8x16384"], "Sizes B x H x N of the resolvent scan.")
 _IMPLEMENTATIONS = flags.DEFINE_list("implementations", ["xla", "mosaic", "triton"], "What to time.")
@@ -34,9 +36,10 @@ _PEERS = flags.DEFINE_integer(
 _ITERATIONS = flags.DEFINE_integer("iterations", 20, "Timed calls.")
 
 
-def _hebbian(batch: int, heads: int, num_tokens: int, width: int) -> tuple[jax.Array, ...]:
+def _hebbian(batch: int, heads: int, num_tokens: int, *widths: int) -> tuple[jax.Array, ...]:
     keys = jax.random.split(jax.random.key(0), 5)
-    vectors = [jax.random.normal(key, (batch, num_tokens, heads, width), jnp.bfloat16) for key in keys[:3]]
+    of_vectors = zip(keys[:3], (widths[0], widths[0], widths[-1]), strict=True)
+    vectors = [jax.random.normal(key, (batch, num_tokens, heads, width), jnp.bfloat16) for key, width in of_vectors]
     log_decay = jax.nn.log_sigmoid(jax.random.normal(keys[3], (batch, num_tokens, heads))) / 16
     return *vectors, log_decay, jax.random.uniform(keys[4], (batch, num_tokens, heads))
 
@@ -87,18 +90,19 @@ def _table(title: str, scan: Callable, arguments: tuple[jax.Array, ...], forward
 
 def main(argv: list[str]) -> None:
     del argv
-    # Before this process takes the device's memory.
-    if _PEERS.value:
-        peers.compile_all(_SHAPES.value, _PEERS.value)
-    others = {shape: peers.measure(shape, _PEERS.value) if _PEERS.value else [] for shape in _SHAPES.value}
+    # Before this process takes the device's memory. They have K and V alike.
+    theirs = [shape for shape in _SHAPES.value if shape.count("x") == 3] if _PEERS.value else []
+    if theirs:
+        peers.compile_all(theirs, _PEERS.value)
+    others = {shape: peers.measure(shape, _PEERS.value) for shape in theirs}
     print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}; ms forward, forward + backward, MiB")
     for shape in _SHAPES.value:
-        batch, heads, num_tokens, width = sizes = tuple(int(size) for size in shape.split("x"))
-        rows = batch * heads * num_tokens
+        sizes = [int(size) for size in shape.split("x")]
+        rows, keys, values = math.prod(sizes[:3]), sizes[3], sizes[-1]
         # q, k, v, y and their cotangents in bfloat16; the decay and its cotangent in float32.
-        bytes_moved = rows * (8 * width + 4), rows * (14 * width + 8)
-        _table(f"hebbian_scan in bfloat16, B x H x N x width {shape}", hebbian_scan, _hebbian(*sizes), *bytes_moved)
-        for peer in others[shape]:
+        bytes_moved = rows * (4 * (keys + values) + 4), rows * (8 * keys + 6 * values + 8)
+        _table(f"hebbian_scan in bfloat16, B x H x N x K (x V) {shape}", hebbian_scan, _hebbian(*sizes), *bytes_moved)
+        for peer in others.get(shape, []):
             if "why_not" in peer:
                 print(f"    {peer['name']:13} {peer['why_not']}")
             else:

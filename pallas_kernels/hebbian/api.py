@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 
 from pallas_kernels import registry
-from pallas_kernels.hebbian import chunked, naive, narrow, sweep
+from pallas_kernels.hebbian import chunked, naive, narrow, parts, sweep
 
 
 def _width(problem: registry.Problem) -> int:
@@ -17,14 +18,12 @@ def _width(problem: registry.Problem) -> int:
 
 def _why_not_mosaic(problem: registry.Problem) -> str | None:
     """What its kernel was checked with on a device."""
-    device, width = problem.device, _width(problem)
+    device = problem.device
     if int(registry.compute_capability(device)) != 9:
         return f"it needs an NVIDIA GPU of sm_90, whose matrix instructions no other has, this is {device}"
     dtypes = {str(jnp.dtype(problem.dtypes[name])) for name in ("q", "k", "v")}
     if dtypes != {"bfloat16"}:
         return f"it takes bfloat16 q, k and v, got {', '.join(sorted(dtypes))}"
-    if width > 128:
-        return f"it takes K and V up to 128, got {width}"
     return None
 
 
@@ -39,7 +38,8 @@ def _mosaic_scan(*arguments):
 
         around = triton.FUSED
         fused = dataclasses.replace(fused, prepare=around.prepare, collect=around.collect, join=around.join)
-    return sweep.scan(*arguments, fused=fused)
+    narrow_scan = functools.partial(sweep.scan, fused=fused)
+    return parts.scan(*arguments, narrow_scan=narrow_scan, widest=max(fused.widths))
 
 
 # Of the forward at width 128, the largest; up to 64 every GPU holds all.

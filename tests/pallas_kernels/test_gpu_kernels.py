@@ -51,6 +51,10 @@ def in_two_halves(scan):
         ("mosaic", jnp.bfloat16, (1, 300, 2), (64, 128), 20.0, False),
         ("mosaic", jnp.bfloat16, (2, 130, 1), (16, 16), 0.05, True),
         ("mosaic", jnp.bfloat16, (66, 330, 2), (96, 32), 0.05, True),
+        # Wider than its tiles: in parts.
+        ("mosaic", jnp.bfloat16, (2, 600, 3), (256, 128), 0.05, True),
+        ("mosaic", jnp.bfloat16, (2, 300, 2), (150, 300), 1e-3, False),
+        ("mosaic", jnp.bfloat16, (2, 300, 1), (64, 512), 1e-3, True),
         ("triton", jnp.bfloat16, (2, 1000, 4), (64, 64), 1.3, True),
         ("triton", jnp.bfloat16, (1, 600, 2), (128, 64), 1e-3, False),
         ("triton", jnp.bfloat16, (66, 330, 2), (16, 16), 0.05, True),

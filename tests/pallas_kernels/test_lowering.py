@@ -13,7 +13,7 @@ from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 from jax.sharding import PartitionSpec as P
 
 from pallas_kernels import delta_scan, registry
-from pallas_kernels.hebbian import mosaic, sweep
+from pallas_kernels.hebbian import mosaic, parts, sweep
 
 HOPPER = AbstractMesh(
     (2,),
@@ -33,7 +33,7 @@ def arguments(batch: int, num_tokens: int, heads: int, keys: int, values: int, l
 
 
 def scan(*inputs):
-    return sweep.scan(*inputs, fused=mosaic.FUSED)
+    return parts.scan(*inputs, narrow_scan=functools.partial(sweep.scan, fused=mosaic.FUSED), widest=128)
 
 
 def gradients(*inputs):
@@ -55,6 +55,7 @@ def launches(function, inputs) -> int:
     [
         (scan, (40, 70, 2, 64, 64), (), 1),
         (scan, (1, 1000, 2, 128, 128), (), 2),
+        (scan, (1, 1000, 1, 256, 128), (), 2),
         (scan, (65_536, 64, 1, 64, 64), (), 1),
         (scan, (1, 1000, 2, 64, 64), (3, 2), 2),
         (gradients, (40, 70, 2, 64, 64), (), 3),
