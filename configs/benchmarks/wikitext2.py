@@ -4,9 +4,9 @@
         --config.data.path=wikitext-2/train.txt --config.data.valid_path=wikitext-2/valid.txt
 
 Twelve minutes on one H200 beside two other runs (15 s an epoch, 3 GiB). Expect a validation perplexity of 82.8 over
-all 217,645 words, memory carried over (one seed); with 32 windows of 256 words a step, 84.4. Weight decay is the
-regulariser that counts: at 0.1 (token dropout 0.1) the loss stands still at a perplexity of 90 while that of training
-goes on falling.
+all 217,645 words, memory carried over (one seed); with 32 windows of 256 words a step, 84.4. Gated linear attention has
+82.8, too, a Transformer 93.0. Weight decay is the regulariser that counts: at 0.1 (token dropout 0.1) the loss stands
+still at a perplexity of 90 while that of training goes on falling.
 """
 
 from ml_collections import ConfigDict

@@ -80,7 +80,10 @@ def test_a_recipe_names_a_wrong_variant(name, variant, wanted):
         load(f"benchmarks/{name}", variant)
 
 
-@pytest.mark.parametrize(("variant", "parameters"), [("2048", 27_835_672), ("2048,125m", 123_960_420)])
+@pytest.mark.parametrize(
+    ("variant", "parameters"),
+    [("2048", 27_835_672), ("8192", 27_835_656), ("2048,125m", 123_960_420)],
+)
 def test_models_of_books_have_the_sizes_that_are_compared(variant, parameters):
     config = resolve_model(from_config_dict(load("benchmarks/books", variant)).model, ByteTokenizer().vocab_size)
     params = nnx.state(nnx.eval_shape(lambda: LanguageModel(config, seq_len=2048, rngs=nnx.Rngs(0))), nnx.Param)
