@@ -12,8 +12,8 @@ The variant is the length of a training sequence; a step keeps its 32,768 bytes.
 with `,125m` behind the length (the Transformer then with 12 heads and --config.model.ffn_dim=5160, gla with 4760).
 Windows are shuffled; validation carries the memory over. Six minutes on one H200 that other runs share (the Transformer
 two alone), eight beyond 2,048. Expect 1.433 ± .005 bits per byte at 2,048 (three seeds), the Transformer 1.465 ± .002,
-gla 1.524 ± .004; 1.425 at 8,192 (two seeds) and 1.457 at 32,768, where the Transformer has 1.431 and 1.500; with 123.9
-million parameters 1.389 and 1.429 (one seed each).
+gla 1.524 ± .004; 1.422 ± .006 at 8,192 (three seeds) and 1.460 at 32,768 (two), where the Transformer has 1.431 and
+1.500; with 123.9 million parameters 1.389 and 1.429 (one seed each).
 """
 
 from ml_collections import ConfigDict
